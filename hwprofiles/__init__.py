@@ -1,1 +1,23 @@
-"""To be described by its owner."""
+"""Hardware profiles: one YAML file per device, with source and date of every number."""
+
+from hwprofiles.dtypes import DTYPES, Dtype, canonical_dtype, dtype_bytes
+from hwprofiles.registry import alias_names, list_profiles, load_profile
+from hwprofiles.schema import Datasheet, HardwareProfile, Host, Law, Memory, Price, Residual, Source
+
+__all__ = [
+    "DTYPES",
+    "Datasheet",
+    "Dtype",
+    "HardwareProfile",
+    "Host",
+    "Law",
+    "Memory",
+    "Price",
+    "Residual",
+    "Source",
+    "alias_names",
+    "canonical_dtype",
+    "dtype_bytes",
+    "list_profiles",
+    "load_profile",
+]

@@ -1,0 +1,139 @@
+"""Finding a profile by name, alias or path, and filling what it has not measured.
+
+A device without measurements takes the laws of its *relative*: their coefficients are efficiencies, so putting
+them beside the other datasheet is the scaling. A dtype without measurements takes the law of the nearest dtype.
+Either is labelled ``scaled``; what nobody measured is filled by `DEFAULT_LAWS` and labelled ``default``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from hwprofiles.defaults import DEFAULT_LAWS, DTYPE_RELATIVES, WEIGHT_ONLY
+from hwprofiles.dtypes import DTYPES
+from hwprofiles.schema import HardwareProfile, Law, Source
+from simulator.errors import InputError, UnknownNameError
+
+__all__ = ["alias_names", "list_profiles", "load_profile"]
+
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def list_profiles() -> list[str]:
+    """Names of the bundled profiles, sorted."""
+    folder = files("hwprofiles") / "data"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+@lru_cache(maxsize=1)
+def alias_names() -> dict[str, str]:
+    """Alias to profile name. Only the head of each file is read, so that listing stays fast."""
+    found: dict[str, str] = {}
+    for name in list_profiles():
+        for alias in _head_aliases(name):
+            found[alias] = name
+    return found
+
+
+def load_profile(name: str | Path) -> HardwareProfile:
+    """The profile called *name*: a bundled name, an alias, or the path of a YAML file.
+
+    Raises `UnknownNameError` for a name nobody has, `InputError` for a file that cannot be used.
+    """
+    text = str(name)
+    if text.endswith((".yaml", ".yml")):
+        return complete(parse_profile(Path(text)))
+    key = text.lower().strip()
+    key = key if key in list_profiles() else alias_names().get(key, "")
+    if not key:
+        raise UnknownNameError("gpu", text, {*list_profiles(), *alias_names()})
+    return _bundled(key)
+
+
+@lru_cache(maxsize=64)
+def _bundled(name: str) -> HardwareProfile:
+    return complete(parse_profile(_bundled_path(name)))
+
+
+def _bundled_path(name: str) -> Path:
+    return Path(str(files("hwprofiles") / "data" / f"{name}.yaml"))
+
+
+def _head_aliases(name: str) -> list[str]:
+    with _bundled_path(name).open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("aliases:"):
+                return [str(alias) for alias in yaml.load(line, Loader=LOADER)["aliases"]]
+            if line.startswith("datasheet:"):
+                break
+    return []
+
+
+def parse_profile(path: Path) -> HardwareProfile:
+    """The profile in the file *path* as written, nothing filled in."""
+    try:
+        content = yaml.load(path.read_bytes(), Loader=LOADER)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return HardwareProfile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        value = None if isinstance(first["input"], (dict, list)) else first["input"]
+        raise InputError(path, first["msg"], field=place or None, value=value) from error
+
+
+def complete(profile: HardwareProfile) -> HardwareProfile:
+    """*profile* with a law for every family and dtype: measured, else a relative's, else the default."""
+    laws = {law.key: law for law in profile.laws}
+    if profile.relative is not None:
+        for law in load_profile(profile.relative).laws:
+            if law.family != "gemm" or _runs(profile, law.dtype):
+                laws.setdefault(law.key, _scaled(law, f"{profile.relative}: {law.source.text}"))
+    for law in DEFAULT_LAWS:
+        laws.setdefault(law.key, law)
+    for (family, dtype), relatives in DTYPE_RELATIVES.items():
+        _fill_dtype(laws, family, dtype, relatives if _runs(profile, dtype) else WEIGHT_ONLY)
+    return profile.model_copy(update={"laws": list(laws.values())})
+
+
+def _runs(profile: HardwareProfile, dtype: str) -> bool:
+    """Whether the device multiplies in *dtype*; an engine runs any other as weight-only."""
+    compute = DTYPES[dtype].compute if dtype in DTYPES else dtype
+    return compute in profile.peak_flops or compute in ("bf16", "fp16")
+
+
+def _fill_dtype(
+    laws: dict[tuple[str, str, str], Law], family: str, dtype: str, relatives: tuple[str, ...]
+) -> None:
+    if (family, dtype, "") in laws:
+        return
+    for relative in relatives:
+        law = laws.get((family, relative, ""))
+        if law is not None:
+            filled = _scaled(law, f"{relative} law: {law.source.text}")
+            laws[family, dtype, ""] = filled.model_copy(update={"dtype": dtype})
+            return
+
+
+def _scaled(law: Law, text: str) -> Law:
+    """*law* on another device or dtype: the same efficiencies, no claim of a held-out error."""
+    kind = "default" if law.source.kind == "default" else "scaled"
+    source = Source(kind=kind, text=law.source.text if kind == "default" else text, date=law.source.date)
+    spread = law.spread if kind == "default" else max(law.spread, SCALED_SPREAD)
+    return law.model_copy(update={"source": source, "held_out": None, "spread": spread, "quantiles": {}})
+
+
+SCALED_SPREAD = 0.15
+"""Least spread of ln(measured / predicted) granted to a law carried over from another device."""
