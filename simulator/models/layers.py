@@ -114,7 +114,7 @@ class AttentionSpec:
         """(query heads, KV heads, head dimension) that the decode kernel sees.
 
         Latent attention decodes as MQA over the cached vector: per context token it reads ``cached``
-        numbers once and does 2·heads·(cached + kv_rank) FLOPs. Written as an ordinary MQA (2·d numbers, 4·q·d FLOPs):
+        numbers once and does 2·heads·(cached + kv_rank) FLOPs. As ordinary MQA (2·d numbers, 4·q·d FLOPs):
         d = cached/2, q = heads·(cached + kv_rank)/cached.
         """
         if self.latent is None:
