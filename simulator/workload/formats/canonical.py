@@ -1,0 +1,151 @@
+"""The canonical JSONL: one request per line, the superset of Mooncake's and aiperf's keys.
+
+`timestamp` (ms; or `delay` ms for a later turn), `input_length`, `output_length`, and optionally `hash_ids` (blocks of 512
+tokens unless said otherwise), `session_id`, `turn`, `request_id`, `model`, `tenant`, `slo_class`, `priority`, `n`, `lora`,
+`max_tokens`, or instead of `hash_ids` the runs themselves as `content_ids` and `content_tokens`, where the id −k names the
+output of the file's k-th request. Other keys are ignored. Bare lines with fractional timestamps may as well be seconds
+(guidellm, vLLM's timed_trace) and are refused until `--time-unit` says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.workload.content import OUTPUT_ID_BASE, Runs
+from simulator.workload.formats.base import Draft, Format, Options, block_runs, time_unit
+from simulator.workload.rows import Rows
+from simulator.workload.source import Head
+from simulator.workload.trace import Categorical
+
+__all__ = ["FORMAT", "optional_columns", "read", "session_codes"]
+
+BLOCK_SIZE = 512
+OWN_KEYS = ("request_id", "turn", "content_ids", "max_tokens", "tenant", "slo_class", "priority", "lora", "n")
+"""Keys that only canonical files have: with one of them the unit is ms beyond doubt."""
+
+
+def recognises(head: Head) -> bool:
+    return (
+        head.kind == "jsonl"
+        and head.has("input_length")
+        and (head.has("timestamp") or head.has("session_id"))
+    )
+
+
+def read(rows: Rows, options: Options) -> Draft:
+    """All columns; lengths of later turns are whole prompts unless `session_context` is 'delta'."""
+    draft = timed_lengths(rows)
+    certain = any(rows.has(key) for key in OWN_KEYS) or draft.time is None or whole(draft.time)
+    why = "fractional timestamps may be s or ms"
+    draft.unit = time_unit(rows, options, "ms" if certain else None, why)
+    draft.block_size = options.block_size or BLOCK_SIZE
+    draft.content = content_runs(rows, draft.input_length)
+    if draft.content is None:
+        draft.content = block_runs(rows, "hash_ids", draft.input_length, draft.block_size)
+    draft.columns = optional_columns(rows)
+    draft.accumulates = options.session_context == "delta"
+    return draft
+
+
+def timed_lengths(rows: Rows) -> Draft:
+    """Lengths, timestamps and delays."""
+    draft = Draft(
+        rows.integers("input_length", least=1),
+        rows.integers("output_length", least=0),
+    )
+    if rows.has("timestamp"):
+        draft.time = rows.numbers("timestamp", default=np.nan if rows.has("delay") else None)
+    if rows.has("delay"):
+        draft.delay = rows.numbers("delay", least=0, default=0)
+    return draft
+
+
+def whole(values: NDArray[Any]) -> bool:
+    """Whether all known values are whole numbers."""
+    known = values[~np.isnan(values)]
+    return bool((known == np.floor(known)).all())
+
+
+def content_runs(rows: Rows, input_length: NDArray[np.int64]) -> Runs | None:
+    """The runs written by `Trace.to_jsonl`."""
+    if not rows.has("content_ids"):
+        return None
+    ids, tokens = rows.objects("content_ids"), rows.objects("content_tokens")
+    flat_ids: list[int] = []
+    flat_tokens: list[int] = []
+    counts = np.zeros(rows.count, np.int64)
+    for row, (row_ids, row_tokens) in enumerate(zip(ids, tokens)):
+        for name, values, least in (("content_ids", row_ids, -rows.count), ("content_tokens", row_tokens, 1)):
+            check_list(rows, row, name, values, least)
+        if len(row_ids or ()) != len(row_tokens or ()):
+            raise rows.error(
+                row,
+                "content_tokens",
+                row_tokens,
+                f"must have {len(row_ids or ())} entries as content_ids has",
+            )
+        if sum(row_tokens or ()) > input_length[row]:
+            raise rows.error(
+                row, "content_tokens", row_tokens, f"must sum to at most input_length {input_length[row]}"
+            )
+        flat_ids += row_ids or ()
+        flat_tokens += row_tokens or ()
+        counts[row] = len(row_ids or ())
+    named = np.array(flat_ids, np.int64)
+    named = np.where(named < 0, OUTPUT_ID_BASE - 1 - named, named)
+    return Runs(np.concatenate(([0], np.cumsum(counts))), named, np.array(flat_tokens, np.int64))
+
+
+def check_list(rows: Rows, row: int, name: str, values: Any, least: int) -> None:
+    """A list of whole numbers within bounds, or nothing."""
+    if values is None:
+        return
+    most = OUTPUT_ID_BASE - 1
+    good = isinstance(values, list) and all(type(v) is int and least <= v <= most for v in values)
+    if not good:
+        raise rows.error(row, name, values, f"must be a list of whole numbers of at least {least}")
+
+
+def optional_columns(rows: Rows) -> dict[str, Any]:
+    """Columns that most files lack."""
+    columns: dict[str, Any] = {}
+    for name, least, default in (
+        ("max_tokens", 0, 0),
+        ("priority", -(1 << 31), 0),
+        ("n", 1, 1),
+        ("turn", 0, 0),
+    ):
+        if rows.has(name):
+            columns[name] = rows.integers(name, least=least, default=default)
+    for name in ("model", "tenant", "slo_class", "lora"):
+        if rows.has(name):
+            columns[name] = rows.names(name)
+    if rows.has("request_id"):
+        names = rows.names("request_id")
+        columns["request_id"] = [f"r{i}" if name is None else name for i, name in enumerate(names)]
+    if rows.has("session_id"):
+        columns["session"] = session_codes(rows.names("session_id"))
+        columns.setdefault("turn", turns_in_file_order(columns["session"]))
+    return columns
+
+
+def session_codes(names: Categorical) -> NDArray[np.int64]:
+    """Sessions as numbers, −1 for none."""
+    return names.codes.astype(np.int64)
+
+
+def turns_in_file_order(session: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each row within its session, from 0."""
+    order = np.argsort(session, kind="stable")
+    ordered = session[order]
+    start = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    position = np.arange(len(session)) - np.repeat(start, np.diff(np.append(start, len(session))))
+    turns = np.zeros(len(session), np.int64)
+    turns[order] = position
+    return np.where(session >= 0, turns, 0)
+
+
+FORMAT = Format("canonical", "canonical JSONL (superset of Mooncake and aiperf)", recognises, read)

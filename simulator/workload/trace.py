@@ -1,0 +1,360 @@
+"""A request trace as columns: who asks when, for how much, and what the prompts have in common.
+
+One entry per request in arrival order. Times are seconds from the trace's start, lengths are tokens. A later turn of a
+closed-loop session has no arrival of its own (NaN): it is sent `delay` seconds after the turn before it has completed.
+A closed loop over the whole trace is `max_concurrency`: a request is sent at its arrival time or when fewer than that many
+are in flight, whichever is later (vLLM's `--max-concurrency`). Columns are read-only numpy arrays, so that a million
+requests are a few dozen objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.errors import ConfigurationError, InputError
+from simulator.workload.content import OUTPUT_ID_BASE, Runs, gather_runs, rename_outputs
+
+__all__ = ["MAX_LENGTH", "Categorical", "Trace"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MAX_LENGTH = 100_000_000
+"""Longest prompt or output accepted, in tokens: ten times the longest context window on offer (10 M, Llama 4 Scout)."""
+
+INTEGERS = {"max_tokens": 0, "priority": 0, "n": 1, "session": -1, "turn": 0}
+LEAST = {"input_length": 1, "output_length": 1, "max_tokens": 0, "n": 1, "session": -1, "turn": 0}
+
+
+class Categorical(NamedTuple):
+    """A column of few distinct names: *codes* int32[n], −1 where there is none, into *names*."""
+
+    codes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[str | None]) -> Categorical:
+        """From one name or None per request."""
+        numbers: dict[str, int] = {}
+        codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+        return cls(np.array(codes, np.int32), tuple(numbers))
+
+    @classmethod
+    def none(cls, n: int) -> Categorical:
+        """*n* requests without a name."""
+        return cls(np.full(n, -1, np.int32), ())
+
+    def without(self, name: str) -> Categorical:
+        """The same with *name* meaning none."""
+        if name not in self.names:
+            return self
+        return Categorical.of([None if value == name else value for value in self])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (None if code < 0 else self.names[code] for code in self.codes.tolist())
+
+    def __getitem__(self, index: Any) -> Any:
+        """The name of request *index*, or None."""
+        code = self.codes[index]
+        return None if code < 0 else self.names[code]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """Columns of one workload; make one with `Trace.from_columns` or `read_trace`."""
+
+    arrival_time: Floats
+    """s from the start, float64[n], not decreasing; NaN for later turns that wait for the turn before."""
+    input_length: Ints
+    output_length: Ints
+    """Tokens that the model will generate; a scheduler must not look at it."""
+    max_tokens: Ints
+    """The client's limit on the output; 0 where the trace does not state one."""
+    priority: Ints
+    n: Ints
+    """Samples asked for (parallel sampling)."""
+    session: Ints
+    """Conversation, −1 for none."""
+    turn: Ints
+    """Position within the session, from 0."""
+    delay: Floats
+    """s between the completion of the turn before and this request."""
+    model: Categorical
+    tenant: Categorical
+    slo_class: Categorical
+    lora: Categorical
+    request_id: list[str] | None
+    content_offsets: Ints
+    content_ids: Ints
+    content_tokens: Ints
+    max_concurrency: int | None = None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Where it comes from: format, path, unit, block size, rows read, rows dropped by reason, inversions, quantum."""
+
+    @classmethod
+    def from_columns(
+        cls,
+        arrival_time: ArrayLike,
+        input_length: ArrayLike,
+        output_length: ArrayLike,
+        *,
+        content: Runs | None = None,
+        request_id: Sequence[str] | None = None,
+        delay: ArrayLike | None = None,
+        max_concurrency: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        **columns: Any,
+    ) -> Trace:
+        """A trace of n requests from array-likes, defaults for what is not given, stably sorted by arrival.
+
+        `columns` may hold max_tokens, priority, n, session, turn (integers) and model, tenant, slo_class, lora
+        (`Categorical`, or a sequence of names or None). Raises `InputError` for the first value out of bounds.
+        """
+        n = len(np.atleast_1d(np.asarray(input_length)))
+        if n == 0:
+            raise InputError("trace", "must hold at least one request")
+        filled: dict[str, Any] = {"arrival_time": _floats("arrival_time", arrival_time, n)}
+        filled["input_length"] = _integers("input_length", input_length, n)
+        filled["output_length"] = _integers("output_length", output_length, n)
+        filled["delay"] = _floats("delay", np.zeros(n) if delay is None else delay, n)
+        for name, default in INTEGERS.items():
+            filled[name] = _integers(name, columns.pop(name, np.full(n, default)), n)
+        for name in ("model", "tenant", "slo_class", "lora"):
+            filled[name] = _categorical(name, columns.pop(name, None), n)
+        if columns:
+            raise TypeError(f"unknown columns: {', '.join(columns)}")
+        content = Runs.empty(n) if content is None else content
+        _check_content(content, filled["input_length"])
+        ids = None if request_id is None else list(request_id)
+        trace = cls(
+            **filled,
+            request_id=ids,
+            content_offsets=content.offsets,
+            content_ids=content.ids,
+            content_tokens=content.tokens,
+            max_concurrency=max_concurrency,
+            meta=dict(meta or {}),
+        )
+        _check_sessions(trace)
+        return trace._in_arrival_order()
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise ConfigurationError(f"max_concurrency {self.max_concurrency}: must be at least 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            array = value.codes if isinstance(value, Categorical) else value
+            if isinstance(array, np.ndarray):
+                array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.input_length)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Trace of {len(self)} requests, {self.duration:.1f} s, {self.meta.get('format', 'in memory')}>"
+        )
+
+    @property
+    def duration(self) -> float:
+        """s from the start to the last arrival that is known."""
+        known = self.arrival_time[~np.isnan(self.arrival_time)]
+        return float(known[-1]) if len(known) else 0.0
+
+    @property
+    def request_rate(self) -> float:
+        """Mean arrivals per second, gaps over the time they span; infinite when all arrive at once."""
+        known = self.arrival_time[~np.isnan(self.arrival_time)]
+        span = float(known[-1] - known[0]) if len(known) else 0.0
+        return (len(known) - 1) / span if span > 0 else float("inf")
+
+    @property
+    def content(self) -> Runs:
+        """The runs of all prompts."""
+        return Runs(self.content_offsets, self.content_ids, self.content_tokens)
+
+    def name(self, index: int) -> str:
+        """The request's id, ``r<index>`` where the trace has none."""
+        return f"r{index}" if self.request_id is None else self.request_id[index]
+
+    def names(self) -> Iterator[str]:
+        """All request ids, in order."""
+        return (self.name(i) for i in range(len(self)))
+
+    def previous_turn(self) -> Ints:
+        """Index of the session's turn before each request, −1 for a first turn or no session. int64[n]."""
+        previous = np.full(len(self), -1, np.int64)
+        if int(self.session.max()) < 0:
+            return previous
+        order = np.lexsort((self.turn, self.session))
+        ordered = self.session[order]
+        follows = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
+        previous[order[1:][follows]] = order[:-1][follows]
+        return previous
+
+    def replace(self, **changes: Any) -> Trace:
+        """A copy with some columns replaced, unchecked."""
+        return dataclasses.replace(self, **changes)
+
+    def with_meta(self, **entries: Any) -> Trace:
+        """A copy whose `meta` has *entries* added."""
+        return self.replace(meta={**self.meta, **entries})
+
+    def select(self, indices: ArrayLike) -> Trace:
+        """The requests at *indices* (or where a boolean mask is true), in that order.
+
+        A prompt that names the output of a request left behind keeps a content id of its own for it.
+        """
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        if len(chosen) == 0:
+            raise InputError(
+                self.meta.get("path", "trace"), "must hold at least one request: the selection is empty"
+            )
+        runs = gather_runs(self.content, self.content_offsets[:-1][chosen], self.content_offsets[1:][chosen])
+        changes: dict[str, Any] = {
+            name: getattr(self, name)[chosen]
+            for name in ("arrival_time", "input_length", "output_length", "delay", *INTEGERS)
+        }
+        for name in ("model", "tenant", "slo_class", "lora"):
+            column = getattr(self, name)
+            changes[name] = Categorical(column.codes[chosen], column.names)
+        if self.request_id is not None:
+            changes["request_id"] = [self.request_id[i] for i in chosen]
+        changes["content_offsets"], changes["content_tokens"] = runs.offsets, runs.tokens
+        changes["content_ids"] = rename_outputs(runs.ids, chosen, len(self))
+        return self.replace(**changes)
+
+    slice = select
+
+    def limit(self, n: int) -> Trace:
+        """The first *n* requests."""
+        if n < 1:
+            raise ConfigurationError(f"limit {n}: must be at least 1")
+        return self if n >= len(self) else self.select(np.arange(n))
+
+    def window(self, start_s: float, end_s: float) -> Trace:
+        """The requests that arrive in [start_s, end_s), with start_s as the new time 0.
+
+        A later turn without an arrival time goes with the last turn of its session that has one.
+        """
+        key = self._arrival_keys()
+        inside = (key >= start_s) & (key < end_s)
+        if not inside.any():
+            raise ConfigurationError(
+                f"window {start_s}:{end_s} s: holds no request, the trace ends at {self.duration} s"
+            )
+        chosen = self.select(inside)
+        return chosen.replace(arrival_time=chosen.arrival_time - start_s)
+
+    def scaled(self, time_scale: float) -> Trace:
+        """All gaps and delays multiplied by *time_scale* (0.5: twice the load)."""
+        if not 0 <= time_scale < float("inf"):
+            raise ConfigurationError(f"time scale {time_scale}: must be at least 0 and finite")
+        return self.replace(arrival_time=self.arrival_time * time_scale, delay=self.delay * time_scale)
+
+    def with_request_rate(self, rate: float) -> Trace:
+        """Arrivals stretched to a mean of *rate* requests per second; infinite: all at once. Delays stay."""
+        if not rate > 0:
+            raise ConfigurationError(f"request rate {rate}: must be above 0")
+        now = self.request_rate
+        if now == float("inf") and rate < float("inf"):
+            raise ConfigurationError(
+                "request rate: all requests arrive at once, there are no gaps to stretch"
+            )
+        return self.replace(arrival_time=self.arrival_time * (now / rate if rate < float("inf") else 0.0))
+
+    def with_max_concurrency(self, limit: int | None) -> Trace:
+        """The same with at most *limit* requests in flight."""
+        return self.replace(max_concurrency=limit)
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write the canonical JSONL (see `simulator.workload.export`)."""
+        from simulator.workload.export import write_jsonl
+
+        write_jsonl(self, path)
+
+    def _arrival_keys(self) -> Floats:
+        """Arrival, or for a turn without one that of the last turn before it that has one."""
+        missing = np.isnan(self.arrival_time)
+        if not missing.any():
+            return self.arrival_time
+        order = np.lexsort((self.turn, self.session))
+        known = np.where(missing[order], -1, np.arange(len(self)))
+        key = np.empty(len(self))
+        key[order] = self.arrival_time[order][np.maximum.accumulate(known)]
+        return key
+
+    def _in_arrival_order(self) -> Trace:
+        key = self._arrival_keys()
+        inversions = int(np.count_nonzero(np.diff(self.arrival_time[~np.isnan(self.arrival_time)]) < 0))
+        order = np.argsort(key, kind="stable")
+        trace = self.with_meta(inversions=inversions)
+        return trace if np.array_equal(order, np.arange(len(self))) else trace.select(order)
+
+
+def _integers(name: str, values: ArrayLike, n: int) -> Ints:
+    array = np.asarray(values)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: must be {n} integers, got {array.dtype}{list(array.shape)}")
+    bad = array > MAX_LENGTH if name.endswith("length") or name == "max_tokens" else np.zeros(n, bool)
+    if name in LEAST:
+        bad = bad | (array < LEAST[name])
+    if bad.any():
+        where = int(bad.argmax())
+        most = f" and at most {MAX_LENGTH}" if name.endswith("length") else ""
+        allowed = f"must be at least {LEAST[name]}{most}"
+        raise InputError("trace", allowed, field=f"{name}[{where}]", value=int(array[where]))
+    return array.astype(np.int64)
+
+
+def _floats(name: str, values: ArrayLike, n: int) -> Floats:
+    array = np.array(values, np.float64)
+    if array.shape != (n,):
+        raise TypeError(f"{name}: must be {n} numbers, got {list(array.shape)}")
+    bad = (array < 0) | np.isinf(array)
+    if bad.any():
+        where = int(bad.argmax())
+        raise InputError(
+            "trace", "must be at least 0 and finite", field=f"{name}[{where}]", value=float(array[where])
+        )
+    return array
+
+
+def _categorical(name: str, values: Any, n: int) -> Categorical:
+    if values is None:
+        return Categorical.none(n)
+    column = values if isinstance(values, Categorical) else Categorical.of(values)
+    if len(column.codes) != n:
+        raise TypeError(f"{name}: must have {n} entries, got {len(column.codes)}")
+    return column
+
+
+def _check_content(content: Runs, input_length: Ints) -> None:
+    if len(content.ids) and int(content.ids.max()) >= OUTPUT_ID_BASE + len(input_length):
+        raise InputError("trace", "names the output of a request that does not exist", field="content")
+    total = np.concatenate(([0], np.cumsum(content.tokens)))[content.offsets]
+    excess = np.diff(total) > input_length
+    if excess.any():
+        where = int(excess.argmax())
+        tokens, length = int(np.diff(total)[where]), int(input_length[where])
+        raise InputError(
+            "trace", f"must be at most input_length {length}", field=f"content[{where}]", value=tokens
+        )
+
+
+def _check_sessions(trace: Trace) -> None:
+    """A request without an arrival time must be the later turn of a session that starts at a time."""
+    missing = np.isnan(trace.arrival_time)
+    orphan = missing & (trace.previous_turn() < 0)
+    if orphan.any():
+        where = int(orphan.argmax())
+        raise InputError(
+            "trace", "only a later turn of a session may lack it", field=f"arrival_time[{where}]", value=None
+        )
