@@ -1,0 +1,440 @@
+"""vLLM's V1 scheduler: one token budget, running requests first, prefill in chunks.
+
+There is no prefill phase and no decode phase. A request has tokens and computed tokens, and every step hands
+out a budget of ``max_num_batched_tokens`` to make up the difference: first to the running requests in the order of
+their admission, then to waiting ones while the budget, ``max_num_seqs`` and free blocks last. Where a running request finds no
+block, the last of the running ones (or the least urgent, with ``policy="priority"``) loses all its blocks and
+starts over from the front of the queue; in that step nobody is admitted.
+
+Read in vLLM 0.33.0 (v1/core/sched/scheduler.py, kv_cache_manager.py, block_pool.py) and 0.11.2; recorded
+decisions of 0.33.0 are reproduced step by step. `V1Rules` holds what changed in between.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from simulator.errors import CapacityError, ConfigurationError
+from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.blocks import BlockManager, Hit
+from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
+
+__all__ = ["V1Rules", "VllmV1"]
+
+
+@dataclass(frozen=True)
+class V1Rules:
+    """What differs between releases of V1.
+
+    *reserve_full_prompt*: admission asks for free blocks for everything known of the request, though it takes only
+    the chunk's (0.33, ``scheduler_reserve_full_isl``); *unhashed_first*: freed blocks without content go to the front of the
+    free queue (0.33); *threshold_spares_lone*: ``long_prefill_token_threshold`` leaves a request that is alone whole (0.33);
+    *self_preemption_stops*: a request that preempts itself under ``priority`` ends the scan of the running list (0.11);
+    *skip_unchunked*: without chunked prefill a prompt above the budget is passed over, not waited for (0.11).
+    """
+
+    reserve_full_prompt: bool = True
+    unhashed_first: bool = True
+    threshold_spares_lone: bool = True
+    self_preemption_stops: bool = False
+    skip_unchunked: bool = False
+
+
+V1_RULES = {
+    "0.33": V1Rules(),
+    "0.11": V1Rules(
+        reserve_full_prompt=False,
+        unhashed_first=False,
+        threshold_spares_lone=False,
+        self_preemption_stops=True,
+        skip_unchunked=True,
+    ),
+}
+
+
+class VllmV1(Scheduler):
+    """The V1 policy over its block manager.
+
+    *max_num_batched_tokens* tokens a step for at most *max_num_seqs* running requests, *num_gpu_blocks* usable
+    blocks of *block_size* tokens, sequences up to *max_model_len* tokens. *watermark* is the fraction of blocks kept
+    free when a request is admitted beside others. With *async_scheduling* a step is decided while the last one runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_gpu_blocks: int,
+        block_size: int = 16,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 2048,
+        max_model_len: int = 8192,
+        enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        policy: str = "fcfs",
+        long_prefill_token_threshold: int = 0,
+        watermark: float = 0.0,
+        async_scheduling: bool = False,
+        rules: V1Rules = V1_RULES["0.33"],
+        explicit: bool = False,
+        track_ids: bool = False,
+    ) -> None:
+        super().__init__(max_num_seqs=max_num_seqs, block_size=block_size, explicit=explicit or track_ids)
+        if policy not in ("fcfs", "priority"):
+            raise ConfigurationError(f"policy {policy!r}: must be fcfs or priority")
+        if max_num_batched_tokens < 1:
+            raise ConfigurationError(f"max_num_batched_tokens {max_num_batched_tokens}: must be at least 1")
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.block_size = block_size
+        self.by_priority = policy == "priority"
+        self.chunked = enable_chunked_prefill
+        self.threshold = long_prefill_token_threshold
+        self.rules = rules
+        self.depth = 2 if async_scheduling else 1
+        self.blocks = BlockManager(
+            num_gpu_blocks,
+            block_size,
+            prefix_caching=enable_prefix_caching,
+            unhashed_first=rules.unhashed_first,
+            track_ids=track_ids,
+        )
+        self.max_model_len = min(max_model_len, num_gpu_blocks * block_size)
+        self.watermark_blocks = int(watermark * num_gpu_blocks)
+        self.waiting: deque[Request] = deque()
+        self._queue: list[tuple[int, float, str, Request]] = []  # `waiting` in order of urgency
+        self._prefilling: dict[Request, None] = {}
+        self._last_decoder = -1  # highest admission order that ever joined the decoding set
+        self._num_admitted = 0
+        self._limits: list[tuple[int, int, Request]] = []  # where `max_tokens` ends a sequence, for depth 2
+
+    # arrivals
+
+    def add(self, request: Request, now: float) -> None:
+        room = self.max_model_len - request.prompt_length
+        if room < 1:
+            raise CapacityError(
+                f"a prompt of {request.prompt_length} tokens leaves no room for output in max_model_len {self.max_model_len}"
+            )
+        request.max_tokens = min(request.max_tokens, room)
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request, *, front: bool = False) -> None:
+        if self.by_priority:
+            heapq.heappush(self._queue, (request.priority, request.arrival_time, request.id, request))
+        elif front:
+            self.waiting.appendleft(request)
+        else:
+            self.waiting.append(request)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue) if self.by_priority else len(self.waiting)
+
+    # one step
+
+    def schedule(self, now: float) -> Batch | Wait | None:
+        if not self.running and not self.num_waiting:
+            return None
+        batch = Batch()
+        if self._limits:
+            self._drain_limits()
+        if not self.explicit and self._all_fit():
+            budget = self._run_all(batch)
+        else:
+            budget = self._run_in_order(batch)
+        if not batch.preempted:
+            self._admit(batch, budget)
+        if not batch.num_decodes and not batch.prefills:
+            return self._nothing(batch)
+        self._join(batch)
+        batch.iteration = self.decoding.iteration
+        batch.repeatable = not (batch.prefills or batch.preempted or batch.stalled or self._prefilling)
+        return batch
+
+    def _nothing(self, batch: Batch) -> Batch | None:
+        """No tokens in this step; preemptions still have to be told."""
+        return batch if batch.preempted else None
+
+    def _threshold(self) -> int:
+        alone = len(self.running) + self.num_waiting <= 1
+        return 0 if alone and self.rules.threshold_spares_lone else self.threshold
+
+    def _chunk(self, wanted: int, budget: int, threshold: int) -> int:
+        if 0 < threshold < wanted:
+            wanted = threshold
+        return min(wanted, budget)
+
+    # running: the short cut
+
+    def _all_fit(self) -> bool:
+        """Whether every running request gets its tokens, so that nobody's turn matters."""
+        decodes = len(self.decoding)
+        need = self.decoding.blocks_next
+        budget = self.max_num_batched_tokens - decodes
+        if budget < 0:
+            return False
+        if self._prefilling:
+            if next(iter(self._prefilling)).order < self._last_decoder:
+                return False
+            threshold = self._threshold()
+            for request in self._prefilling:
+                chunk = self._chunk(request.target - request.computed, budget, threshold)
+                budget -= chunk
+                need += -(-(request.computed + chunk) // self.block_size) - request.num_blocks
+        return need <= self.blocks.num_free
+
+    def _run_all(self, batch: Batch) -> int:
+        decoding = self.decoding
+        budget = self.max_num_batched_tokens
+        if decoding.members:
+            need = decoding.blocks_next
+            if need:
+                self.blocks.take(need)
+            decoding.advance()
+            batch.num_decodes = decodes = len(decoding)
+            batch.decode_context = decoding.computed
+            budget -= decodes
+        if self._prefilling:
+            threshold = self._threshold()
+            for request in self._prefilling:
+                chunk = self._chunk(request.target - request.computed, budget, threshold)
+                if chunk:
+                    self._compute(batch, request, chunk)
+                    budget -= chunk
+        return budget
+
+    def _compute(self, batch: Batch, request: Request, chunk: int) -> None:
+        """Give *request* the blocks and the turn for its next *chunk* prompt tokens."""
+        context = request.computed
+        request.computed = computed = context + chunk
+        self.blocks.grow(request, computed)
+        self.blocks.register(request, computed)
+        batch.prefills.append((request, chunk, context))
+
+    # running: one by one
+
+    def _run_in_order(self, batch: Batch) -> int:
+        budget = self.max_num_batched_tokens
+        threshold = self._threshold()
+        decodes: dict[Request, None] = {}
+        chunks: dict[Request, int] = {}
+        for request in list(self.running):
+            if budget <= 0:
+                break
+            if request.status is not RUNNING:  # preempted earlier in this step
+                continue
+            tokens = self._tokens(request)
+            chunk = self._chunk(self._wanted(request, tokens), budget, threshold)
+            if chunk == 0:
+                continue
+            while not self._has_room(request, tokens + chunk):
+                victim = self._victim()
+                budget += self._preempt(batch, victim, decodes, chunks)
+                if victim is request:
+                    break
+            if request.status is not RUNNING:
+                if self.by_priority and not self.rules.self_preemption_stops:
+                    continue
+                break
+            request.num_blocks = -(-tokens // self.block_size)
+            self.blocks.grow(request, tokens + chunk)
+            if request in self.decoding:
+                decodes[request] = None
+            else:
+                chunks[request] = chunk
+            budget -= chunk
+        self._take_turns(batch, decodes, chunks)
+        return budget
+
+    def _tokens(self, request: Request) -> int:
+        return self.decoding.tokens(request) if request in self.decoding else request.computed
+
+    def _wanted(self, request: Request, tokens: int) -> int:
+        return 1 if request in self.decoding else request.target - tokens
+
+    def _has_room(self, request: Request, tokens: int) -> bool:
+        held = -(-self._tokens(request) // self.block_size)
+        return -(-tokens // self.block_size) - held <= self.blocks.num_free
+
+    def _victim(self) -> Request:
+        if self.by_priority:
+            return max(self.running, key=lambda r: (r.priority, r.arrival_time))
+        return next(reversed(self.running))
+
+    def _preempt(
+        self, batch: Batch, victim: Request, decodes: dict[Request, None], chunks: dict[Request, int]
+    ) -> int:
+        """*victim* loses its blocks and waits again; returns the budget that its turn in this step gives back."""
+        given = 0
+        if victim in decodes:
+            del decodes[victim]
+            given = 1
+        elif victim in chunks:
+            given = chunks.pop(victim)
+        self._retire(victim, turn=given)
+        victim.status = PREEMPTED
+        victim.computed = 0
+        victim.target = victim.prompt_length + victim.generated
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        self._enqueue(victim, front=True)
+        batch.preempted.append(victim)
+        return given
+
+    def _take_turns(self, batch: Batch, decodes: dict[Request, None], chunks: dict[Request, int]) -> None:
+        decoding = self.decoding
+        left_out = [] if len(decodes) == len(decoding) else [r for r in decoding.members if r not in decodes]
+        if decodes:
+            decoding.advance()
+            for request in left_out:
+                decoding.stall(request)
+        batch.stalled = left_out if decodes else []
+        batch.num_decodes = len(decodes)
+        batch.decode_context = decoding.computed - sum(decoding.tokens(r) for r in left_out) if decodes else 0
+        if self.explicit:
+            batch.decodes = list(decodes)
+        for request, chunk in chunks.items():
+            self._compute(batch, request, chunk)
+
+    # waiting
+
+    def _admit(self, batch: Batch, budget: int) -> None:
+        threshold = self._threshold() if self.threshold else 0
+        passed: list[Request] = []
+        while budget > 0 and self.num_waiting and len(self.running) < self.max_num_seqs:
+            request = self._queue[0][3] if self.by_priority else self.waiting[0]
+            hit = self.blocks.match(request, request.target - 1)
+            context = hit.blocks * self.block_size
+            wanted = request.target - context
+            if 0 < threshold < wanted:
+                wanted = threshold
+            if wanted > budget and not self.chunked:
+                if not self.rules.skip_unchunked:
+                    break
+                passed.append(self._pop())
+                continue
+            chunk = min(wanted, budget)
+            if not self._admissible(request, hit, context + chunk):
+                break
+            self._pop()
+            self._start(batch, request, hit, chunk)
+            budget -= chunk
+        for request in reversed(passed):
+            self._enqueue(request, front=True)
+
+    def _pop(self) -> Request:
+        return heapq.heappop(self._queue)[3] if self.by_priority else self.waiting.popleft()
+
+    def _admissible(self, request: Request, hit: Hit, tokens: int) -> bool:
+        if self.rules.reserve_full_prompt:
+            tokens = max(tokens, min(request.target, self.max_model_len))
+        need = -(-tokens // self.block_size) - hit.blocks + hit.free
+        if self.running:
+            need += self.watermark_blocks
+        return need <= self.blocks.num_free
+
+    def _start(self, batch: Batch, request: Request, hit: Hit, chunk: int) -> None:
+        if hit.blocks:
+            self.blocks.touch(request, hit)
+        request.computed = request.cached_tokens = hit.blocks * self.block_size
+        batch.cached[request] = request.computed
+        request.status = RUNNING
+        request.order = self._num_admitted
+        self._num_admitted += 1
+        self.running[request] = None
+        self._prefilling[request] = None
+        self._compute(batch, request, chunk)
+
+    # what a step leaves behind
+
+    def _join(self, batch: Batch) -> None:
+        """Requests whose last prompt token is in this batch decode from the next one on."""
+        for request, _, _ in batch.prefills:
+            if request.computed == request.target:
+                del self._prefilling[request]
+                request.generated += 1
+                self.decoding.join(request)
+                if request.order > self._last_decoder:
+                    self._last_decoder = request.order
+                if self.depth > 1:
+                    self._push_limit(request)
+                batch.joining.append(request)
+
+    def _push_limit(self, request: Request) -> None:
+        at = self.decoding.iteration + request.max_tokens - request.generated
+        request.state = at
+        heapq.heappush(self._limits, (at, request.order, request))
+
+    def _drain_limits(self) -> None:
+        """Sequences whose ``max_tokens`` are all scheduled sit out until their last token is back (depth 2)."""
+        decoding, limits = self.decoding, self._limits
+        while limits and limits[0][0] <= decoding.iteration:
+            at, _, request = heapq.heappop(limits)
+            if request in decoding and request.state == at:
+                decoding.leave(request)
+
+    def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
+        for request in ended:
+            if request.status is RUNNING:
+                self._retire(request)
+            else:
+                self._unqueue(request)
+            request.status = FINISHED
+
+    def _retire(self, request: Request, turn: int = 0) -> None:
+        """*request* leaves the running set; *turn* tokens were already granted to it in this step."""
+        del self.running[request]
+        self._prefilling.pop(request, None)
+        if request in self.decoding:
+            self.decoding.leave(request)
+        computed = request.computed
+        if request.generated:  # the last token of a batch in flight is not known yet: its block has no content
+            computed = max(computed - self.depth + 1, request.registered * self.block_size)
+        request.num_blocks = -(-(request.computed + turn) // self.block_size)
+        self.blocks.register(request, computed + turn)
+        self.blocks.free(request)
+
+    def _unqueue(self, request: Request) -> None:
+        if self.by_priority:
+            self._queue = [entry for entry in self._queue if entry[3] is not request]
+            heapq.heapify(self._queue)
+        else:
+            self.waiting.remove(request)
+
+    def cancel(self, request: Request, now: float) -> None:
+        if request.status is RUNNING:
+            self._retire(request)
+        else:
+            self._unqueue(request)
+        request.status = FINISHED
+
+    # many steps at once
+
+    def repeats(self, batch: Batch, limit: int) -> int:
+        if not batch.repeatable or limit <= 1 or self.explicit:
+            return 1
+        limit -= 1
+        if self._limits:
+            limit = min(limit, max(self._limits[0][0] - self.decoding.iteration, 0))
+        return 1 + self.decoding.iterations_within(self.blocks.num_free, limit)
+
+    def advance(self, batch: Batch, n: int) -> None:
+        decoding = self.decoding
+        need = decoding.blocks_over(n)
+        if need:
+            self.blocks.take(need)
+        decoding.advance(n)
+        batch.iteration += n
+        batch.decode_context += n * batch.num_decodes
+
+    # state
+
+    @property
+    def blocks_used(self) -> int:
+        return self.blocks.num_blocks - self.blocks.num_free
+
+    @property
+    def num_blocks(self) -> int:
+        return self.blocks.num_blocks
