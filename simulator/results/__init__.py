@@ -22,6 +22,7 @@ from simulator.results.records import (
     Records,
     RecordsBuilder,
 )
+from simulator.results.rundir import Run, check_replaceable, write_run
 from simulator.results.series import StepSeries
 from simulator.results.summary import Intervals, Summary, summarize
 from simulator.results.table import format_table
@@ -50,11 +51,14 @@ __all__ = [
     "Overload",
     "Records",
     "RecordsBuilder",
+    "Run",
     "StepSeries",
     "Summary",
     "check_conservation",
+    "check_replaceable",
     "detect_overload",
     "format_table",
     "parse_goodput",
     "summarize",
+    "write_run",
 ]
