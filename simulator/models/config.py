@@ -94,7 +94,9 @@ def _layers(fields: Fields, family: Family, hidden: int, norm: int) -> tuple[Lay
     groups: dict[tuple[MlpSpec, int | None], int] = {}
     for pair in pairs:
         groups[pair] = groups.get(pair, 0) + 1
-    return tuple(LayerSpec(n, attention, mlp, window, norms) for (mlp, window), n in groups.items())
+    return tuple(
+        LayerSpec(n, attention, mlp, window, norms // norm, norms) for (mlp, window), n in groups.items()
+    )
 
 
 def _norm_parameters(fields: Fields, family: Family, norm: int) -> int:

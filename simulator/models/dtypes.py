@@ -21,8 +21,8 @@ __all__ = ["DTYPES", "DType", "Precision", "dtype"]
 class DType:
     """A storage format.
 
-    *bits* per weight with its scales; *law* is the GEMM family that multiplies it (``int4`` and
-    ``int8_wo`` are weight-only: weights are dequantised and multiplied in 16 bits).
+    *bits* per weight with its scales; *law* names the GEMM law that multiplies it (``_wo`` is
+    weight-only: weights are dequantised and multiplied in 16 bits).
     """
 
     name: str
@@ -41,21 +41,21 @@ def _formats() -> dict[str, DType]:
         ("bf16", 16.0, "bf16"),
         ("fp16", 16.0, "fp16"),
         ("fp8", 8.0, "fp8"),
-        ("fp8_block", 8 + 32 / 128**2, "fp8_block"),  # one fp32 scale per 128 x 128 block
+        ("fp8_block", 8 + 32 / 128**2, "fp8"),  # one fp32 scale per 128 x 128 block
         ("int8", 8.0, "int8"),  # SmoothQuant W8A8
         ("int8_wo", 8.0, "int8_wo"),  # weight only
-        ("int4", 4 + 20 / 128, "int4"),  # AWQ, GPTQ: groups of 128
-        ("mxfp4", 4 + 8 / 32, "fp4"),
+        ("int4", 4 + 20 / 128, "int4_wo"),  # AWQ, GPTQ: groups of 128
+        ("mxfp4", 4 + 8 / 32, "fp4_wo"),
         ("nvfp4", 4 + 8 / 16, "fp4"),
         ("q8_0", 8.5, "int8_wo"),
         ("q6_k", 6.5625, "int8_wo"),
-        ("q5_k", 5.5, "int4"),
-        ("q5_k_m", 5.69, "int4"),  # whole-file average over mixed layers, llama.cpp README
-        ("q4_0", 4.5, "int4"),
-        ("q4_k", 4.5, "int4"),
-        ("q4_k_m", 4.85, "int4"),
-        ("q3_k", 3.4375, "int4"),
-        ("q2_k", 2.625, "int4"),
+        ("q5_k", 5.5, "int4_wo"),
+        ("q5_k_m", 5.69, "int4_wo"),  # whole-file average over mixed layers, llama.cpp README
+        ("q4_0", 4.5, "int4_wo"),
+        ("q4_k", 4.5, "int4_wo"),
+        ("q4_k_m", 4.85, "int4_wo"),
+        ("q3_k", 3.4375, "int4_wo"),
+        ("q2_k", 2.625, "int4_wo"),
     ]
     return {name: DType(name, bits, law) for name, bits, law in rows}
 

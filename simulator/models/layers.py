@@ -180,4 +180,5 @@ class LayerSpec:
     attention: AttentionSpec
     mlp: MlpSpec
     window: int | None = None
+    num_norms: int = 2
     norm_parameters: int = 0

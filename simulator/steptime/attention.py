@@ -1,0 +1,69 @@
+"""Attention of a whole step: the sum over layer groups of one kernel each, with windows.
+
+A layer with a window of w tokens attends to at most w: a decoding batch of b sequences to
+min(Σ context, b·w), exact when contexts are equal and an upper bound otherwise; a prompt chunk does the
+(query, key) pairs inside the band.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.models import ModelSpec, Precision
+from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.protocol import Laws
+
+__all__ = ["StepAttention"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepAttention:
+    """Attention of all layers of *model* on one rank; *ideal* is the floor."""
+
+    model: ModelSpec
+    precision: Precision
+    parallel: Parallelism
+    laws: Laws
+    ideal: Laws
+
+    def decode(self, num_seqs: float, sum_context: Array) -> Array:
+        """Seconds of all layers for *num_seqs* sequences and each sum of contexts, both per rank."""
+        total = np.zeros_like(sum_context)
+        for layer in self.model.layers:
+            heads = layer.attention.shard(self.parallel.tp).decode_heads
+            seen = sum_context if layer.window is None else np.minimum(sum_context, num_seqs * layer.window)
+            shape = (num_seqs, seen, *heads, self.precision.cache.name)
+            total += layer.count * np.maximum(
+                self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
+            )
+        return total
+
+    def prefill(self, chunk: Array, context: Array) -> Array:
+        """Seconds of all layers for chunks of *chunk* tokens after *context* earlier ones."""
+        chunk, context = np.broadcast_arrays(chunk, context)
+        total = np.zeros(chunk.shape)
+        for layer in self.model.layers:
+            heads = layer.attention.shard(self.parallel.tp).prefill_heads
+            c, k = (chunk, context) if layer.window is None else banded(chunk, context, layer.window)
+            shape = (c, k, *heads, self.precision.cache.name)
+            total += layer.count * np.maximum(
+                self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
+            )
+        return total
+
+
+def banded(chunk: Array, context: Array, window: int) -> tuple[Array, Array]:
+    """The (chunk, context) without a window that does the (query, key) pairs of one with *window* tokens.
+
+    Pairs P of the band over c queries are P/c − c/2 tokens of context each; where the chunk is much longer
+    than the window that is negative, and a shorter chunk of √(2P) tokens without context does P pairs instead.
+    """
+    growing = np.clip(window - context, 0.0, chunk)  # queries that do not fill the window yet
+    pairs = growing * context + growing * growing / 2 + (chunk - growing) * window
+    tail = pairs / chunk - chunk / 2
+    return np.where(tail >= 0, chunk, np.sqrt(2 * pairs)), np.maximum(tail, 0.0)

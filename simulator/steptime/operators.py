@@ -1,0 +1,153 @@
+"""The operators of one forward pass on one GPU: what runs, how often, on which rows.
+
+Per layer, cut in Megatron's manner: norm, QKV projection, rotary embedding, attention, output projection,
+all-reduce, norm, MLP up, activation, MLP down, all-reduce; the embedding before, the final norm, the LM head
+on sampled rows and sampling after. Experts replace the MLP by a router, the routed experts and shared ones;
+with attention data parallelism the tokens of all ranks are gathered before and scattered after them (vLLM's
+``allgather_reducescatter``). All of it depends on a number of tokens alone; attention is in `attention.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from simulator.models import LayerSpec, ModelSpec, Precision
+from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.protocol import Laws, Number
+
+__all__ = ["Operator", "step_operators"]
+
+Axis = Literal["tokens", "all_tokens", "rows"]
+Kind = Literal[
+    "gemm", "moe", "elementwise", "all_reduce", "all_gather", "reduce_scatter", "sampling", "transfer"
+]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator, *count* times per step.
+
+    *axis* is what it scales with: the tokens of a rank, the tokens of all attention ranks, or sampled rows.
+    *n*, *k*: GEMM shape; *width*: bytes per token (element-wise, collectives) or vocabulary; *experts*:
+    (width, topk, number, tp, ep).
+    """
+
+    name: str
+    family: str
+    kind: Kind
+    axis: Axis
+    count: int
+    n: int = 0
+    k: int = 0
+    width: float = 0.0
+    dtype: str = "bf16"
+    gpus: int = 1
+    experts: tuple[int, int, int, int, int] = (0, 0, 0, 1, 1)
+
+    def seconds(self, laws: Laws, m: Number) -> Number:
+        """Seconds of all *count* executions on *m* rows of its axis."""
+        return self.count * self._once(laws, m)
+
+    def _once(self, laws: Laws, m: Number) -> Number:
+        match self.kind:
+            case "gemm":
+                return laws.gemm(m, self.n, self.k, self.dtype)
+            case "moe":
+                inter, topk, number, tp, ep = self.experts
+                return laws.moe(m, self.k, inter, topk, number, tp, ep, self.dtype)
+            case "elementwise":
+                return laws.elementwise(m * self.width)
+            case "all_reduce":
+                return laws.all_reduce(m * self.width, self.gpus)
+            case "sampling":
+                return laws.sampling(m, int(self.width))
+            case "transfer":
+                return m * self.width / laws.link_bandwidth
+            case _:
+                return laws.collective(self.kind, m * self.width, self.gpus)
+
+    def work(self, m: float, weight_bytes: float) -> tuple[float, float]:
+        """(FLOPs, bytes of memory) of all executions; *weight_bytes* per stored weight, scales included."""
+        if self.kind == "gemm":
+            moved = weight_bytes * self.n * self.k + 2.0 * m * (self.n + self.k)
+            return self.count * 2.0 * m * self.n * self.k, self.count * moved
+        if self.kind == "moe":
+            inter, topk, number, tp, ep = self.experts
+            matrix, choices = 3.0 * self.k * inter / tp, m * topk
+            moved = weight_bytes * matrix * min(choices, number) / ep + 4.0 * m * self.k
+            return self.count * 2.0 * matrix * choices / ep, self.count * moved
+        streamed = self.kind in ("elementwise", "sampling")
+        size = m * self.width * (4.0 if self.kind == "sampling" else 1.0)
+        return 0.0, self.count * size if streamed else 0.0
+
+
+def step_operators(model: ModelSpec, precision: Precision, parallel: Parallelism) -> list[Operator]:
+    """All operators of a step except attention, for one rank of the busiest stage summed over stages."""
+    h = model.hidden_size
+    found = [Operator("embedding", "elementwise", "elementwise", "tokens", 1, width=4.0 * h)]
+    for layer in model.layers:
+        found += _layer(layer, h, precision, parallel)
+    if parallel.pp > 1:
+        found.append(
+            Operator("stage_transfer", "collective", "transfer", "tokens", parallel.pp - 1, width=2.0 * h)
+        )
+    return [*found, *_head(model, precision, parallel.tp)]
+
+
+def _layer(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism) -> Iterator[Operator]:
+    count, tp = layer.count, parallel.tp
+    attention = layer.attention.shard(tp)
+    yield Operator("norm", "elementwise", "elementwise", "tokens", layer.num_norms * count, width=8.0 * h)
+    for gemm in attention.gemms(h):
+        law = precision.linear.law
+        yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=law)
+    rotated = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
+    yield Operator("rotary", "elementwise", "elementwise", "tokens", count, width=4.0 * rotated)
+    if tp > 1:
+        yield Operator("all_reduce", "collective", "all_reduce", "tokens", count, width=2.0 * h, gpus=tp)
+    yield from _mlp(layer, h, precision, parallel)
+
+
+def _mlp(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism) -> Iterator[Operator]:
+    count, tp, mlp = layer.count, parallel.tp, layer.mlp.shard(parallel.tp)
+    for gemm in mlp.dense_gemms(h):
+        law = "bf16" if "router" in gemm.name or gemm.n == 1 else precision.linear.law
+        yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=law)
+    inter = mlp.shared_intermediate if mlp.is_moe else mlp.intermediate
+    if inter:
+        yield Operator(
+            "activation", "elementwise", "elementwise", "tokens", count, width=2.0 * inter * (2 + mlp.gated)
+        )
+    if mlp.is_moe:
+        yield from _routed(layer, h, precision, parallel)
+    if tp > 1 and not (mlp.is_moe and parallel.dp > 1):
+        yield Operator("all_reduce", "collective", "all_reduce", "tokens", count, width=2.0 * h, gpus=tp)
+
+
+def _routed(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism) -> Iterator[Operator]:
+    mlp, count = layer.mlp, layer.count
+    experts = (mlp.intermediate, mlp.topk, mlp.num_experts, parallel.moe_tp, parallel.moe_ep)
+    exchange: list[Kind] = ["all_gather", "reduce_scatter"] if parallel.dp > 1 else []
+    for kind in exchange:
+        yield Operator(kind, "collective", kind, "all_tokens", count, width=2.0 * h, gpus=parallel.ranks)
+    law = precision.experts.law
+    yield Operator("experts", "moe", "moe", "all_tokens", count, k=h, dtype=law, experts=experts)
+
+
+def _head(model: ModelSpec, precision: Precision, tp: int) -> Iterator[Operator]:
+    h, vocab = model.hidden_size, model.vocab_size
+    share, law = -(-vocab // tp), precision.lm_head.law
+    yield Operator("final_norm", "elementwise", "elementwise", "rows", 1, width=4.0 * h)
+    yield Operator("lm_head", "lm_head", "gemm", "rows", 1, n=share, k=h, dtype=law)
+    if tp > 1:
+        yield Operator("logits_gather", "collective", "all_gather", "rows", 1, width=2.0 * vocab, gpus=tp)
+    yield Operator("sampling", "sampling", "sampling", "rows", 1, width=vocab)
+
+
+def floored(operator: Operator, laws: Laws, ideal: Laws, m: Number) -> Number:
+    """Seconds by the law, never less than peak rates allow."""
+    return np.maximum(operator.seconds(laws, m), operator.seconds(ideal, m))

@@ -1,0 +1,225 @@
+"""How long one forward pass takes.
+
+    device = Σ operators(padded tokens) + attention(decodes) + attention(prefills) + layers · overhead
+    device = max(device, launches)                 a step waits for its kernels to be launched
+    step   = max(device, host) or device + host    with or without asynchronous scheduling
+
+Everything that depends on the number of tokens alone is a table read as Python floats; attention is read from
+tables of knots (`tables.py`). So a step costs about a microsecond, whatever the laws cost.
+
+Prefill and decode attention of one batch are the sum of both times the system's ``mixed_attention_factor``:
+one variable-length kernel gives the decoding rows whole query tiles and no split over their context.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+from math import frexp
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.models import ModelSpec, Precision
+from simulator.steptime.attention import StepAttention
+from simulator.steptime.operators import Operator, floored, step_operators
+from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.protocol import Laws
+from simulator.steptime.roofline import RooflineLaws
+from simulator.steptime.tables import KNOTS, SurfaceTable, curve_knots, octaves, read_curve, read_curve_many
+from simulator.steptime.traits import HostTraits
+
+__all__ = ["StepTime"]
+
+Array = NDArray[np.float64]
+Prefills = Sequence[tuple[int, int]]
+
+SCALAR_STEPS = 12
+"""Segments shorter than this are evaluated in Python, longer ones by numpy."""
+
+DENSE_TOKENS = 16_384
+"""Largest batch for which every token count has its own table entry."""
+
+
+class StepTime:
+    """Seconds of a forward of *model* on the device that *laws* describe.
+
+    A batch has ``num_decodes`` rows with one new token each that attend to ``decode_context`` tokens
+    together (new ones included), and prefills as (chunk, tokens of context before it). With attention
+    data parallelism the batch is that of the whole replica, spread evenly. *precision* defaults to the
+    published one.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        laws: Laws,
+        parallelism: Parallelism | None = None,
+        traits: HostTraits | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        self.model, self.laws = model, laws
+        self.parallelism = parallelism or Parallelism()
+        self.traits = traits or HostTraits()
+        self.precision = precision or model.native
+        ideal = RooflineLaws(laws)
+        self._ideal_laws = ideal
+        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal)
+        self._operators = step_operators(model, self.precision, self.parallelism)
+        self._token_table: array[float] = array("d")
+        self._far_tokens: dict[int, float] = {}
+        self._row_table: array[float] = array("d")
+        self._decodes: dict[int, tuple[float, float, float, array[float]]] = {}
+        self._prefill_start = 0.0
+        self._prefill_table: SurfaceTable | None = None
+
+    def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
+        """Duration of one forward."""
+        if prefills:
+            return self._mixed(num_decodes, decode_context, prefills)
+        base, least, extra, knots = self._decodes.get(num_decodes) or self._decode_batch(num_decodes)
+        # read_curve, written out: this is the innermost line of a simulation
+        mantissa, exponent = frexp(decode_context)
+        place = (mantissa - 0.5) * (2 * KNOTS)
+        step = int(place)
+        at = (exponent - 1) * KNOTS + step
+        low = knots[at]
+        device = base + (low + (place - step) * (knots[at + 1] - low))
+        return (device if device > least else least) + extra
+
+    def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float] | Array:
+        """Durations of *n* decode iterations between which every context grows by one token."""
+        last = decode_context + (n - 1) * num_decodes
+        if n < SCALAR_STEPS:
+            return [self.seconds(num_decodes, s) for s in range(decode_context, last + 1, num_decodes)]
+        base, least, extra, knots = self._decodes.get(num_decodes) or self._decode_batch(num_decodes)
+        contexts = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
+        return np.asarray(np.maximum(base + read_curve_many(knots, contexts), least) + extra)
+
+    def _decode_batch(self, num_decodes: int) -> tuple[float, float, float, array[float]]:
+        """(operators, least duration, serial host, attention over Σ context) of a decode-only batch."""
+        if num_decodes < 1:
+            raise ValueError(f"a step needs at least one row, got {num_decodes} decodes and no prefill")
+        traits, dp = self.traits, self.parallelism.dp
+        tokens, launch = self._launch(num_decodes, mixed=False)
+        base = self._tokens(tokens) + self._rows(num_decodes)
+        host = traits.host_s(num_decodes, num_decodes)
+        least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
+        contexts = curve_knots(octaves(num_decodes * self.model.max_position_embeddings))
+        per_rank = self._attention.decode(max(1.0, num_decodes / dp), contexts / dp)
+        entry = base, least, extra, array("d", per_rank.tolist())
+        self._decodes[num_decodes] = entry
+        return entry
+
+    def _launch(self, tokens: int, *, mixed: bool) -> tuple[int, float]:
+        """(tokens after padding, CPU time to launch) of a batch of *tokens*."""
+        traits, layers = self.traits, self.model.num_layers
+        if tokens > traits.graph_max_tokens or (mixed and not traits.mixed_graph):
+            return tokens, layers * traits.eager_layer_s
+        padded = traits.graph_sizes[bisect_left(traits.graph_sizes, tokens)]
+        return padded, layers * traits.piecewise_layer_s if mixed else 0.0
+
+    def _mixed(self, num_decodes: int, decode_context: int, prefills: Prefills) -> float:
+        traits, rows = self.traits, num_decodes + len(prefills)
+        new_tokens = num_decodes + sum(chunk for chunk, _ in prefills)
+        tokens, launch = self._launch(new_tokens, mixed=True)
+        attention = self._prefill_attention(prefills)
+        if num_decodes:
+            knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
+            attention = (attention + read_curve(knots, decode_context)) * traits.mixed_attention_factor
+        device = max(self._tokens(tokens) + self._rows(rows) + attention, launch)
+        host = traits.host_s(rows, new_tokens)
+        return max(device, host) if traits.overlap else device + host
+
+    def _prefill_attention(self, prefills: Prefills) -> float:
+        """One launch for all chunks: its start is paid once; ranks share the chunks evenly, none is cut."""
+        table = self._prefill_table
+        longest = max(chunk for chunk, _ in prefills)
+        furthest = max(context for _, context in prefills)
+        if table is None or longest > table.max_chunk or furthest > table.max_context:
+            table = self._grow_prefill_table(longest, furthest)
+        times = [table.read(chunk, context) for chunk, context in prefills]
+        dp = self.parallelism.dp
+        return self._prefill_start + (sum(times) if dp == 1 else max(max(times), sum(times) / dp))
+
+    def _grow_prefill_table(self, chunk: int, context: int) -> SurfaceTable:
+        law, ideal = self._attention.prefill, self._ideal_attention.prefill
+        one, none = np.ones(1), np.zeros(1)
+        start = float(max(law(one, none)[0] - 2 * ideal(one, none)[0], 0.0))
+        self._prefill_start = start
+        old = self._prefill_table
+        longest = max(chunk, old.max_chunk if old else 8192)
+        furthest = max(context, old.max_context if old else min(self.model.max_position_embeddings, 131_072))
+        # what a chunk adds to a launch is never less than its FLOPs and bytes take
+        self._prefill_table = SurfaceTable(
+            lambda c, k: np.maximum(law(c, k) - start, ideal(c, k)), longest, furthest
+        )
+        return self._prefill_table
+
+    @cached_property
+    def _ideal_attention(self) -> StepAttention:
+        ideal = self._ideal_laws
+        return StepAttention(self.model, self.precision, self.parallelism, ideal, ideal)
+
+    def _tokens(self, tokens: int) -> float:
+        """Seconds of all operators that depend on the number of tokens, and of the layers' overhead."""
+        if tokens < len(self._token_table):
+            return self._token_table[tokens]
+        if tokens <= DENSE_TOKENS:
+            size = min(max(2 * tokens, 512), DENSE_TOKENS)
+            self._token_table = self._table(np.arange(1.0, size + 1), "tokens")
+            return self._token_table[tokens]
+        if tokens not in self._far_tokens:
+            self._far_tokens[tokens] = self._table(np.array([float(tokens)]), "tokens")[1]
+        return self._far_tokens[tokens]
+
+    def _rows(self, rows: int) -> float:
+        """Seconds of final norm, LM head and sampling of *rows* rows."""
+        if rows >= len(self._row_table):
+            self._row_table = self._table(np.arange(1.0, max(2 * rows, 256) + 1), "rows")
+        return self._row_table[rows]
+
+    def _table(self, counts: Array, axis: str) -> array[float]:
+        total = np.zeros_like(counts)
+        for operator in self._operators:
+            if (operator.axis == "rows") == (axis == "rows"):
+                total += self._operator_seconds(operator, counts)
+        if axis == "tokens":
+            total += self.model.num_layers * self.traits.layer_overhead_s
+        return array("d", [0.0, *total.tolist()])
+
+    def _operator_seconds(self, operator: Operator, counts: Array) -> Array:
+        local = counts if operator.axis == "all_tokens" else np.ceil(counts / self.parallelism.dp)
+        return np.asarray(floored(operator, self.laws, self._ideal_laws, local))
+
+    def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
+        """Seconds by operator family; ``host`` is what the device waits for. Sums to `seconds`."""
+        new_tokens = num_decodes + sum(chunk for chunk, _ in prefills)
+        rows = num_decodes + len(prefills)
+        tokens, _ = self._launch(new_tokens, mixed=bool(prefills))
+        parts: dict[str, float] = {}
+        for operator in self._operators:
+            count = np.array([float(rows if operator.axis == "rows" else tokens)])
+            time = float(self._operator_seconds(operator, count)[0])
+            parts[operator.family] = parts.get(operator.family, 0.0) + time
+        factor = self.traits.mixed_attention_factor if num_decodes and prefills else 1.0
+        if prefills:
+            parts["prefill_attention"] = factor * self._prefill_attention(prefills)
+        if num_decodes:
+            knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
+            parts["decode_attention"] = factor * read_curve(knots, decode_context)
+        parts["layer_overhead"] = self.model.num_layers * self.traits.layer_overhead_s
+        parts["host"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
+        return parts
+
+    @cached_property
+    def ideal(self) -> StepTime:
+        """The same step at peak rates: no padding, no launches, no host."""
+        traits = HostTraits(layer_overhead_s=0.0)
+        return StepTime(self.model, self._ideal_laws, self.parallelism, traits, self.precision)
+
+    def floor(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
+        """Seconds below which no such step can be: every operator at peak FLOPs or bandwidth."""
+        return self.ideal.seconds(num_decodes, decode_context, prefills)

@@ -1,0 +1,118 @@
+"""What the host and the serving system add to the operators of a step.
+
+A step costs the CPU scheduling, input preparation and output handling; it overlaps with the GPU or not.
+Kernels are replayed from a CUDA graph, whose batch sizes are fixed so that a batch is padded to the next
+one, or launched one by one, in which case a small step waits for its launches. The figures per system are
+in ``data/traits.yaml``, each with source and status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from simulator.errors import ConfigurationError, UnknownNameError
+
+__all__ = ["LAYER_OVERHEAD_S", "HostTraits", "list_traits", "load_traits"]
+
+LAYER_OVERHEAD_S = 10e-6
+"""Gaps between kernels and kernels that no law covers, per layer, where a profile does not say. Assumed."""
+
+
+@dataclass(frozen=True)
+class HostTraits:
+    """Host and launch behaviour of one system; seconds.
+
+    *graph_sizes* are the captured batch sizes in rising order (empty: no graphs), *mixed_graph* whether
+    batches with prefills are replayed piecewise up to the largest of them, and padded.
+    """
+
+    per_step_s: float = 0.0
+    per_seq_s: float = 0.0
+    per_new_token_s: float = 0.0
+    overlap: bool = False
+    graph_sizes: tuple[int, ...] = ()
+    mixed_graph: bool = False
+    piecewise_layer_s: float = 0.0
+    eager_layer_s: float = 0.0
+    layer_overhead_s: float = LAYER_OVERHEAD_S
+    mixed_attention_factor: float = 1.0
+    source: str = ""
+    status: str = "assumed"
+
+    def __post_init__(self) -> None:
+        for name in ("per_step_s", "per_seq_s", "per_new_token_s", "piecewise_layer_s", "eager_layer_s"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}, must not be negative")
+        if self.mixed_attention_factor < 1:
+            raise ConfigurationError(
+                f"mixed_attention_factor is {self.mixed_attention_factor}, must be at least 1"
+            )
+        if list(self.graph_sizes) != sorted(set(self.graph_sizes)):
+            raise ConfigurationError("graph_sizes must increase")
+
+    @property
+    def graph_max_tokens(self) -> int:
+        """Largest captured batch; 0 without graphs."""
+        return self.graph_sizes[-1] if self.graph_sizes else 0
+
+    def host_s(self, num_seqs: int, new_tokens: int) -> float:
+        """CPU time of a step with *num_seqs* rows and *new_tokens* tokens."""
+        return self.per_step_s + self.per_seq_s * num_seqs + self.per_new_token_s * new_tokens
+
+
+def list_traits() -> list[str]:
+    """Systems with traits, sorted."""
+    return sorted(name for name in _file() if not name.startswith("_"))
+
+
+def load_traits(
+    system: str,
+    *,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int | None = None,
+    host: Any = None,
+) -> HostTraits:
+    """The traits of *system* with graph sizes resolved for its limits.
+
+    ``vllm-0.19`` and the like take the nearest name that begins theirs. *host* is a profile's host block: its
+    ``layer_overhead_s`` replaces the stated default.
+    """
+    entry = dict(_file()[_nearest(system)])
+    entry["graph_sizes"], entry["mixed_graph"] = _graphs(
+        entry.pop("graph"), max_num_seqs, max_num_batched_tokens
+    )
+    if host is not None:
+        entry.setdefault("layer_overhead_s", host.layer_overhead_s)
+    return HostTraits(**entry)
+
+
+def _nearest(system: str) -> str:
+    name = system.lower()
+    while name not in list_traits():
+        if "-" not in name:
+            raise UnknownNameError("system", system, list_traits())
+        name = name.rsplit("-", 1)[0]
+    return name
+
+
+def _graphs(rule: dict[str, Any], max_num_seqs: int, max_tokens: int | None) -> tuple[tuple[int, ...], bool]:
+    limit = min(rule["cap"], rule["per_seq"] * max_num_seqs, max_tokens or rule["cap"])
+    return _expand(rule["sizes"], limit), rule["mixed"]
+
+
+def _expand(ranges: Sequence[Sequence[int]], limit: int) -> tuple[int, ...]:
+    sizes = [size for first, last, step in ranges for size in range(first, last + 1, step)]
+    return tuple(size for size in sizes if size <= limit)
+
+
+@cache
+def _file() -> dict[str, dict[str, Any]]:
+    text = (files("simulator.steptime") / "data" / "traits.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return loaded
