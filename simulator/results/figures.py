@@ -17,7 +17,10 @@ from simulator.results.series import StepSeries
 from simulator.results.summary import Summary
 
 CDF_POINTS = 400
-CURVE_POINTS = 1500
+CURVE_POINTS = 400
+PANELS = (("Batch", "requests"), ("Queue", "requests"), ("KV cache", "% of blocks"), ("Tokens", "tokens/s"))
+TIME_UNITS = ((600.0, 1.0, "s"), (14_400.0, 60.0, "min"), (math.inf, 3600.0, "h"))
+"""(longest run in s, seconds per unit, unit) of a time axis."""
 SHOWN_LATENCIES = ("ttft", "tpot", "itl", "e2el")
 PALETTE = ("#2f6fde", "#e08a1e", "#2a9d72", "#b6479b", "#6b7a90", "#c8473d", "#7a5cd1", "#3a9fb5")
 _GRID, _TEXT = "#e6eaf0", "#3c4858"
@@ -31,44 +34,46 @@ def latency_figure(summary: Summary) -> Any:
     from plotly.subplots import make_subplots
 
     shown = [m for m in LATENCIES if m.tag in SHOWN_LATENCIES]
-    figure = make_subplots(2, 2, subplot_titles=[m.title for m in shown], vertical_spacing=0.17)
+    figure = make_subplots(2, 2, subplot_titles=[m.title for m in shown], vertical_spacing=0.19)
     for i, m in enumerate(shown):
         place = {"row": i // 2 + 1, "col": i % 2 + 1}
-        x, share = _cdf(m.compute(summary.sample))
-        trace = _line(x * 1000, share * 100, m.header, PALETTE[i])  # s -> ms, share -> %
-        figure.add_trace(trace | {"hovertemplate": "%{y:.1f} % within %{x:,.4g} ms<extra></extra>"}, **place)
-        figure.update_xaxes(title_text=f"{m.header} (ms)", **_range(x * 1000), **place)
-        figure.update_yaxes(range=[0, 101], ticksuffix=" %", **place)
+        seconds, share = _cdf(m.compute(summary.sample))
+        factor, unit = (1.0, "s") if len(seconds) and seconds[-1] >= 10 else (1000.0, "ms")
+        trace = _line(seconds * factor, share * 100, m.header, PALETTE[i])
+        trace["hovertemplate"] = f"%{{y:.1f}} % within %{{x:,.4g}} {unit}<extra></extra>"
+        figure.add_trace(trace, **place)
         if m.tag in summary.goodput:
-            figure.add_vline(
-                x=summary.goodput[m.tag],
-                line={"color": PALETTE[5], "dash": "dot", "width": 1.5},
-                annotation={"text": "objective", "font": {"size": 11}},
-                **place,
-            )
+            figure.add_trace(_objective(summary.goodput[m.tag] / 1000 * factor, unit), **place)
+        figure.update_xaxes(title_text=unit, title_standoff=4, **_range(seconds), **place)
+        figure.update_yaxes(range=[0, 102], ticksuffix=" %", **place)
     return _styled(figure, height=560)
 
 
 def timeline_figure(summary: Summary) -> Any:
-    """Requests, KV cache and token rates of all replicas over time, on one time axis."""
+    """Batch, queue, KV cache and token rates of all replicas over time, on one time axis."""
     from plotly.subplots import make_subplots
 
-    panels = ("Requests", "KV cache", "Token throughput")
-    figure = make_subplots(3, 1, shared_xaxes=True, subplot_titles=panels, vertical_spacing=0.08)
-    several = len(summary.sample.series) > 1
+    figure = make_subplots(
+        len(PANELS),
+        1,
+        shared_xaxes=True,
+        subplot_titles=[title for title, _ in PANELS],
+        vertical_spacing=0.07,
+    )
+    end = max((s.end_time() for s in summary.sample.series), default=0.0)
+    factor, unit = next((f, u) for limit, f, u in TIME_UNITS if not end >= limit)
     for s in summary.sample.series:
-        colours = PALETTE if not several else [PALETTE[s.replica % len(PALETTE)]] * len(PALETTE)
-        suffix = f" (replica {s.replica})" if several else ""
-        curve = _thinned(s)
-        for row, name, values, colour in _curves(s, curve, colours):
-            trace = _line(curve["time"], values, name + suffix, colour)
-            trace |= {"line": trace["line"] | {"dash": "dot" if several and row[1] else "solid"}}
-            figure.add_trace(trace, row=row[0], col=1)
-    figure.update_xaxes(title_text="time (s)", row=3, col=1)
-    figure.update_yaxes(title_text="requests", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="% of blocks", rangemode="tozero", row=2, col=1)
-    figure.update_yaxes(title_text="tokens/s", rangemode="tozero", row=3, col=1)
-    return _styled(figure, height=640, legend=True)
+        curve = _averaged(s)
+        for panel, (name, values, colour) in _curves(s, curve, len(summary.sample.series) > 1):
+            trace = _line(curve["time"] / factor, values, name, colour)
+            figure.add_trace(trace | {"legend": _legend_of(panel)}, row=panel, col=1)
+    for panel, (_, unit_of_values) in enumerate(PANELS, start=1):
+        figure.update_yaxes(title_text=unit_of_values, rangemode="tozero", row=panel, col=1)
+        top = figure.layout[f"yaxis{panel}" if panel > 1 else "yaxis"].domain[1]
+        place = {"orientation": "h", "x": 1, "xanchor": "right", "y": top + 0.003, "yanchor": "bottom"}
+        figure.update_layout({_legend_of(panel): place})
+    figure.update_xaxes(title_text=f"time ({unit})", row=len(PANELS), col=1)
+    return _styled(figure, height=760, legend=True)
 
 
 def breakdown_figure(time_breakdown: Mapping[str, float]) -> Any:
@@ -95,37 +100,62 @@ def breakdown_figure(time_breakdown: Mapping[str, float]) -> Any:
 
 
 def _curves(
-    s: StepSeries, curve: dict[str, _Floats], colours: Any
-) -> list[tuple[tuple[int, int], str, _Floats, str]]:
-    """((panel, 0 or 1 within it), name, values, colour) of each curve of a replica."""
+    s: StepSeries, curve: dict[str, _Floats], several: bool
+) -> list[tuple[int, tuple[str, _Floats, str]]]:
+    """(panel, (name, values, colour)) of each curve; with several replicas, one per panel."""
     blocks = max(s.num_gpu_blocks, 1)
-    return [
-        ((1, 0), "in batch", curve["num_running"], colours[0]),
-        ((1, 1), "waiting", curve["num_waiting"], colours[1]),
-        ((2, 0), "KV in use", 100 * curve["kv_blocks_used"] / blocks, colours[2]),
-        ((2, 1), "KV cached, reusable", 100 * curve["kv_blocks_cached"] / blocks, colours[4]),
-        ((3, 0), "output", curve["output_rate"], colours[3]),
-        ((3, 1), "prefill", curve["prefill_rate"], colours[6]),
+    own = [
+        (1, ("requests in batch", curve["num_running"], PALETTE[0])),
+        (2, ("requests waiting", curve["num_waiting"], PALETTE[1])),
+        (3, ("in use", 100 * curve["kv_blocks_used"] / blocks, PALETTE[2])),
+        (3, ("cached, reusable", 100 * curve["kv_blocks_cached"] / blocks, PALETTE[4])),
+        (4, ("output", curve["output_rate"], PALETTE[3])),
+        (4, ("prefill", curve["prefill_rate"], PALETTE[6])),
     ]
+    if not several:
+        return own
+    colour = PALETTE[s.replica % len(PALETTE)]
+    first = {panel: values for panel, (_, values, _) in reversed(own)}
+    return [(panel, (f"replica {s.replica}", values, colour)) for panel, values in sorted(first.items())]
 
 
-def _thinned(s: StepSeries) -> dict[str, _Floats]:
-    """The series on at most `CURVE_POINTS` intervals of equal length; averages over each."""
+def _legend_of(panel: int) -> str:
+    return "legend" if panel == 1 else f"legend{panel}"
+
+
+def _objective(x: float, unit: str) -> dict[str, Any]:
+    """A dotted vertical line at an objective of the goodput."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x, x],
+        "y": [0, 102],
+        "line": {"color": PALETTE[5], "dash": "dot", "width": 1.5},
+        "hovertemplate": f"objective {x:,.4g} {unit}<extra></extra>",
+    }
+
+
+def _averaged(s: StepSeries) -> dict[str, _Floats]:
+    """The series on at most `CURVE_POINTS` intervals of equal length: ``time`` (s, their middles) and
+    averages.
+    """
     points = s.points()
     if not len(points["time"]):
         return {name: np.empty(0) for name in (*points, "output_rate", "prefill_rate")}
     ends = points["time"] + points["span"]
-    count = min(CURVE_POINTS, len(ends))
-    edges = np.linspace(points["time"][0], max(ends[-1], points["time"][0] + 1e-9), count + 1)
-    width = np.diff(edges)
+    start = points["time"][0]
+    edges = np.linspace(start, max(ends[-1], start + 1e-9), min(CURVE_POINTS, len(ends)) + 1)
     levels = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_cached")
-    curve = {name: _averages(points[name] * points["span"], points["time"], ends, edges) for name in levels}
-    for name, amount in (("output_rate", "output_tokens"), ("prefill_rate", "prefill_tokens")):
-        curve[name] = _averages(points[amount], points["time"], ends, edges)
-    return {name: values / width for name, values in curve.items()} | {"time": edges[:-1] + width / 2}
+    amounts = {name: points[name] * points["span"] for name in levels}
+    amounts |= {"output_rate": points["output_tokens"], "prefill_rate": points["prefill_tokens"]}
+    width = np.diff(edges)
+    curve = {
+        name: _amounts_in(values, points["time"], ends, edges) / width for name, values in amounts.items()
+    }
+    return curve | {"time": edges[:-1] + width / 2}
 
 
-def _averages(amounts: _Floats, begin: _Floats, ends: _Floats, edges: _Floats) -> _Floats:
+def _amounts_in(amounts: _Floats, begin: _Floats, ends: _Floats, edges: _Floats) -> _Floats:
     """How much of *amounts*, each spread evenly from *begin* to *ends*, falls between successive *edges*."""
     times = np.column_stack((begin, ends)).ravel()
     before = np.cumsum(amounts) - amounts
@@ -164,14 +194,14 @@ def _styled(figure: Any, height: int, legend: bool = False) -> Any:
         height=height,
         showlegend=legend,
         template="plotly_white",
-        margin={"l": 64, "r": 24, "t": 44, "b": 48},
-        font={"family": "Inter, system-ui, sans-serif", "size": 12, "color": _TEXT},
-        legend={"orientation": "h", "y": 1.08, "x": 1, "xanchor": "right"},
+        margin={"l": 64, "r": 24, "t": 40 if figure.layout.annotations else 8, "b": 48},
+        font={"family": "Inter, system-ui, DejaVu Sans, sans-serif", "size": 12, "color": _TEXT},
         hovermode="x unified" if legend else "closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )
     figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
     figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_annotations(font_size=13)
+    for axis, title in zip(figure.select_xaxes(), figure.layout.annotations):
+        title.update(x=axis.domain[0], xanchor="left", font={"size": 13})
     return figure

@@ -38,12 +38,12 @@ def report_html(
         tiles_html(summary),
         _figure_section(
             "Latency",
-            "Share of requests (for ITL: of all gaps between tokens) within a time.",
+            "Share of requests (for ITL: of all gaps between tokens) within a time; dotted: the objective.",
             latency_figure(summary),
             latency_table(summary),
         ),
         _figure_section(
-            "Over time", "Averages between points; hover to read values.", timeline_figure(summary)
+            "Over time", "Averages over equal intervals; hover to read values.", timeline_figure(summary)
         ),
         _breakdown_section(time_breakdown or {}),
         section("What became of the requests", fate_table(summary)),
@@ -95,7 +95,7 @@ def fate_table(summary: Summary) -> str:
             cells = f'<td class="number">{number:,}</td><td>{escape(reasons)}</td>'
             rows.append(f"<tr><td>{name.replace('_', ' ')}</td>{cells}</tr>")
     total = f'<tr><th>injected</th><th class="number">{summary["injected"] or 0:,}</th><th></th></tr>'
-    return f"<table>{''.join(rows)}{total}</table>"
+    return f'<table class="fate">{"".join(rows)}{total}</table>'
 
 
 def config_table(config: Mapping[str, Any]) -> str:

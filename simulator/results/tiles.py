@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from html import escape
 
+from simulator.results.metrics import Number
 from simulator.results.summary import Summary
 from simulator.results.table import format_value
+
+TIME = "time"  # display of a latency: milliseconds in the unit that suits their size
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,13 @@ TILES = (
         (("peak", "max_output_tokens_per_s", ",.0f"),),
     ),
     Tile("Goodput", "request_goodput", "req/s", ",.2f"),
-    Tile("TTFT, median", "median_ttft_ms", "ms", ",.1f", (("p99", "p99_ttft_ms", ",.1f"),)),
-    Tile("TPOT, median", "median_tpot_ms", "ms", ",.2f", (("p99", "p99_tpot_ms", ",.2f"),)),
-    Tile("ITL, p99", "p99_itl_ms", "ms", ",.2f", (("median", "median_itl_ms", ",.2f"),)),
-    Tile("End to end, median", "median_e2el_ms", "ms", ",.0f", (("p99", "p99_e2el_ms", ",.0f"),)),
+    Tile("TTFT, median", "median_ttft_ms", "", TIME, (("p99", "p99_ttft_ms", TIME),)),
+    Tile("TPOT, median", "median_tpot_ms", "", TIME, (("p99", "p99_tpot_ms", TIME),)),
+    Tile("ITL, p99", "p99_itl_ms", "", TIME, (("median", "median_itl_ms", TIME),)),
+    Tile("End to end, median", "median_e2el_ms", "", TIME, (("p99", "p99_e2el_ms", TIME),)),
     Tile("Batch size, mean", "mean_batch_size", "requests", ",.1f", (("peak", "max_batch_size", ",d"),)),
     Tile("Queue, mean", "mean_num_waiting", "requests", ",.1f", (("peak", "max_num_waiting", ",d"),)),
-    Tile(
-        "KV cache in use, peak", "kv_cache_usage_max", "%", ".1%", (("mean", "kv_cache_usage_mean", ".1%"),)
-    ),
+    Tile("KV usage, peak", "kv_cache_usage_max", "%", ".1%", (("mean", "kv_cache_usage_mean", ".1%"),)),
     Tile("Prefix cache hits", "prefix_cache_hit_rate", "%", ".1%", (("tokens", "cached_tokens", ",d"),)),
     Tile("Preemptions", "preemptions", "", ",d"),
 )
@@ -51,12 +53,31 @@ def tiles_html(summary: Summary) -> str:
     return f'<div class="tiles">{"".join(_tile(tile, summary) for tile in known)}</div>'
 
 
+def scaled_time(milliseconds: float) -> tuple[str, str]:
+    """Three significant digits and the unit: ms below a second, s below two minutes, then min."""
+    factor, unit = 1.0, "ms"
+    if milliseconds >= 1000:
+        factor, unit = (1000.0, "s") if milliseconds < 120_000 else (60_000.0, "min")
+    value = milliseconds / factor
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{decimals}f}", unit
+
+
+def _text(value: Number, display: str) -> tuple[str, str]:
+    """*value* and the unit that its format implies."""
+    if display == TIME and value is not None and math.isfinite(value):
+        return scaled_time(value)
+    shown = ".1f" if display == TIME else display
+    return format_value(value, shown), "%" if "%" in display else ""
+
+
 def _tile(tile: Tile, summary: Summary) -> str:
-    value = format_value(summary[tile.key], tile.display)
-    unit = f"<small>{escape(tile.unit)}</small>" if tile.unit else ""
+    value, implied = _text(summary[tile.key], tile.display)
+    unit = tile.unit or implied
     return (
         f'<div class="tile"><div class="label">{escape(tile.label)}</div>'
-        f'<div class="value">{value}{unit}</div><div class="more">{_context(tile, summary)}</div></div>'
+        f'<div class="value">{value}{f"<small>{escape(unit)}</small>" if unit else ""}</div>'
+        f'<div class="more">{escape(_context(tile, summary))}</div></div>'
     )
 
 
@@ -64,12 +85,9 @@ def _context(tile: Tile, summary: Summary) -> str:
     """The interval of the number, if it has one, and the numbers beside it."""
     parts = []
     if summary.intervals is not None and tile.key in summary.intervals.values:
-        low, high = (
-            format_value(v, tile.display.replace("d", ".1f")) for v in summary.intervals.values[tile.key]
-        )
-        parts.append(f"{summary.intervals.level:.0%} interval {low} to {high}")
+        low, high = (" ".join(_text(v, tile.display)) for v in summary.intervals.values[tile.key])
+        parts.append(f"{summary.intervals.level:.0%}: {low} to {high}")
     for word, key, display in tile.more:
         if summary.values.get(key) is not None:
-            percent = " %" if "%" in display else ""
-            parts.append(f"{word} {format_value(summary[key], display)}{percent}")
-    return escape(" · ".join(parts))
+            parts.append(f"{word} {' '.join(_text(summary[key], display))}")
+    return " · ".join(part.strip() for part in parts)
