@@ -1,14 +1,15 @@
 """What a prompt's tokens are: runs of content, and how traces' block ids become runs.
 
-Public traces name a prompt's content by the hash ids of its blocks: 512 tokens in Mooncake, 16 in Qwen-Bailian. Two
-prompts share what their leading ids have in common. Here a prompt is a sequence of runs ``(content id, tokens)``; token
-*i* of a run is ``(id, i)`` and two prompts share exactly their common leading tokens. `compile_runs` turns items
-(block ids with their token counts) into runs in two steps, both over the whole trace at once:
+Public traces name a prompt's content by the hash ids of its blocks: 512 tokens in Mooncake, 16 in
+Qwen-Bailian. Two prompts share what their leading ids have in common. Here a prompt is a sequence of runs
+``(content id, tokens)``; token *i* of a run is ``(id, i)`` and two prompts share exactly their common leading
+tokens. `compile_runs` turns items (block ids with their token counts) into runs in two steps, both over the
+whole trace at once:
 
-* *chaining*: ids are renumbered until an id stands for itself and everything before it, i.e. it is a node of the trie of
-  all prompts. Mooncake's ids are chained already, those of the aiperf documentation are not.
-* *merging*: a node with a single child becomes one run with it, as in a radix tree, so that a Mooncake prompt of 24
-  blocks has about three runs. The common prefix of any two prompts, in tokens, is unchanged.
+* *chaining*: ids are renumbered until an id stands for itself and everything before it, i.e. it is a node of
+  the trie of all prompts. Mooncake's ids are chained already, those of the aiperf documentation are not.
+* *merging*: a node with a single child becomes one run with it, as in a radix tree, so that a Mooncake prompt
+  of 24 blocks has about three runs. The common prefix of any two prompts, in tokens, is unchanged.
 
 The items of many prompts are in CSR form: ``offsets`` int64[n + 1], ``ids`` and ``tokens`` int64[offsets[n]].
 """
@@ -26,7 +27,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 OUTPUT_ID_BASE = 1 << 62
-"""The output of request *i* (sample 0) has the content id ``OUTPUT_ID_BASE + i``; a later turn's prompt may name it."""
+"""The output of request *i* (sample 0) has the content id ``OUTPUT_ID_BASE + i``; a later turn's prompt may
+name it."""
 
 
 class Runs(NamedTuple):

@@ -15,8 +15,8 @@ from simulator.workload.content import compile_runs, gather_runs, rename_outputs
 from simulator.workload.formats import Draft, Format, Options, find_format
 from simulator.workload.formats.base import TIME_UNITS
 from simulator.workload.rows import Rows
-from simulator.workload.source import Source
 from simulator.workload.sessions import accumulate_sessions
+from simulator.workload.source import Source
 from simulator.workload.spread import spread_uniform
 from simulator.workload.trace import Categorical, Trace
 
@@ -52,11 +52,13 @@ def read_trace(
     session_context: whether a later turn's length is the 'full' prompt or the 'delta' to its session
     characters_per_token: rule for files that hold text instead of lengths
     columns: canonical name to the file's own column name
-    request_rate: mean requests per second: stretches the arrivals of the file, or is the rate of Poisson arrivals for
+    request_rate: mean requests per second: stretches the arrivals of the file, or is the rate of Poisson
+    arrivals for
         a file without times; infinite: all at once
     seed: of `spread` and of such arrivals
 
-    Raises `InputError` (file:line: field: value: what is allowed), `ConfigurationError` or `UnknownNameError`.
+    Raises `InputError` (file:line: field: value: what is allowed), `ConfigurationError` or
+    `UnknownNameError`.
     """
     _check_choice("spread", spread, ("none", "uniform"))
     _check_choice("zero_output", zero_output, (None, "drop", "keep"))

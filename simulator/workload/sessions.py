@@ -1,7 +1,8 @@
-"""Sessions whose turns state only what they add: the prompt of a turn is all turns before it, outputs included.
+"""Sessions whose turns state only what they add: the prompt of a turn is all turns before it, outputs
+included.
 
-aiperf's traces are of this kind: ``input_length`` of a later turn is the length of the new message, and the client
-sends the whole conversation.
+aiperf's traces are of this kind: ``input_length`` of a later turn is the length of the new message, and the
+client sends the whole conversation.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def accumulate_sessions(rows: Rows, draft: Draft) -> None:
 
 
 def accumulated(session: Ints, turn: Ints, new: Ints, output: Ints, content: Runs) -> tuple[Ints, Runs]:
-    """Prompt lengths and runs of requests that add *new* tokens with *content* to their session, and *output* each.
+    """Prompt lengths and runs of requests that add *new* tokens with *content* to their session, and *output*
+    each.
 
-    Requests without a session (−1) stay as they are. What *content* does not name of a turn's new tokens gets an id of
-    its own, since later turns repeat it.
+    Requests without a session (−1) stay as they are. What *content* does not name of a turn's new tokens gets
+    an id of its own, since later turns repeat it.
     """
     n = len(session)
     parts = _own_parts(new, output, content)

@@ -1,12 +1,13 @@
 """The bytes of a trace file and what its first record says about its format.
 
-Trace files come from elsewhere: with CRLF line ends or without a final newline (Azure), with a trailing blank line
-(RAGPulse), as gzip (Azure 2025), with a byte order mark. What cannot be text is refused in one line.
+Trace files come from elsewhere: with CRLF line ends or without a final newline (Azure), with a trailing blank
+line (RAGPulse), as gzip (Azure 2025), with a byte order mark. What cannot be text is refused in one line.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Mapping
@@ -66,12 +67,8 @@ class Source:
 
     def line_of(self, row: int) -> int:
         """The line number of the *row*-th line that is not blank."""
-        number = 0
-        for number, line in enumerate(self.data.split(b"\n"), 1):
-            row -= bool(line.strip())
-            if row < 0:
-                break
-        return number
+        filled = (number for number, line in enumerate(self.data.split(b"\n"), 1) if line.strip())
+        return next(itertools.islice(filled, row, None))
 
     def renamed(self, name: str) -> str:
         """Our name for the file's column *name*."""

@@ -1,8 +1,8 @@
 """Coarse clocks: requests that share a time stamp because the clock that stamped them ticks slowly.
 
-Mooncake's conversation trace has ten requests at a time, every 3 s, where the source had one after the other: replayed
-as it is, its bursts are an artefact of the clock. Spreading draws the requests of a tick uniformly within it, which
-makes counts per tick and everything slower than a tick stay as they are.
+Mooncake's conversation trace has ten requests at a time, every 3 s, where the source had one after the other:
+replayed as it is, its bursts are an artefact of the clock. Spreading draws the requests of a tick uniformly
+within it, which makes counts per tick and everything slower than a tick stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Floats = NDArray[np.float64]
 
 
 def quantum(arrival_time: Floats) -> float:
-    """The clock's tick in s: steps between distinct times where most requests share theirs, else the resolution.
+    """The clock's tick in s: steps between distinct times where most requests share theirs, else the
+    resolution.
 
     The 1st percentile of the steps stands for their least, as single steps may be shorter by jitter.
     """

@@ -1,10 +1,10 @@
 """A request trace as columns: who asks when, for how much, and what the prompts have in common.
 
-One entry per request in arrival order. Times are seconds from the trace's start, lengths are tokens. A later turn of a
-closed-loop session has no arrival of its own (NaN): it is sent `delay` seconds after the turn before it has completed.
-A closed loop over the whole trace is `max_concurrency`: a request is sent at its arrival time or when fewer than that many
-are in flight, whichever is later (vLLM's `--max-concurrency`). Columns are read-only numpy arrays, so that a million
-requests are a few dozen objects.
+One entry per request in arrival order. Times are seconds from the trace's start, lengths are tokens. A later
+turn of a closed-loop session has no arrival of its own (NaN): it is sent `delay` seconds after the turn
+before it has completed. A closed loop over the whole trace is `max_concurrency`: a request is sent at its
+arrival time or when fewer than that many are in flight, whichever is later (vLLM's `--max-concurrency`).
+Columns are read-only numpy arrays, so that a million requests are a few dozen objects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 MAX_LENGTH = 100_000_000
-"""Longest prompt or output accepted, in tokens: ten times the longest context window on offer (10 M, Llama 4 Scout)."""
+"""Longest prompt or output accepted, in tokens: ten times the longest context window on offer (10 M, Llama 4
+Scout)."""
 
 INTEGERS = {"max_tokens": 0, "priority": 0, "n": 1, "session": -1, "turn": 0}
 LEAST = {"input_length": 1, "output_length": 1, "max_tokens": 0, "n": 1, "session": -1, "turn": 0}
@@ -95,7 +96,8 @@ class Trace:
     content_tokens: Ints
     max_concurrency: int | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Where it comes from: format, path, unit, block size, rows read, rows dropped by reason, inversions, quantum."""
+    """Where it comes from: format, path, unit, block size, rows read, rows dropped by reason, inversions,
+    quantum."""
 
     @classmethod
     def from_columns(
@@ -113,8 +115,9 @@ class Trace:
     ) -> Trace:
         """A trace of n requests from array-likes, defaults for what is not given, stably sorted by arrival.
 
-        `columns` may hold max_tokens, priority, n, session, turn (integers) and model, tenant, slo_class, lora
-        (`Categorical`, or a sequence of names or None). Raises `InputError` for the first value out of bounds.
+        `columns` may hold max_tokens, priority, n, session, turn (integers) and model, tenant, slo_class,
+        lora (`Categorical`, or a sequence of names or None). Raises `InputError` for the first value out of
+        bounds.
         """
         n = len(np.atleast_1d(np.asarray(input_length)))
         if n == 0:

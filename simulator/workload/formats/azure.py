@@ -1,7 +1,7 @@
 """Azure LLM inference traces 2023, 2024 and 2025: CSV with TIMESTAMP, ContextTokens, GeneratedTokens.
 
-Columns go by name (2025 has NumImages between). Time stamps have up to seven fractional digits (.NET ticks) and, in some
-files, a zone. Source: github.com/Azure/AzurePublicDataset.
+Columns go by name (2025 has NumImages between). Time stamps have up to seven fractional digits (.NET ticks)
+and, in some files, a zone. Source: github.com/Azure/AzurePublicDataset.
 """
 
 from __future__ import annotations

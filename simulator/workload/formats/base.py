@@ -1,4 +1,5 @@
-"""What an importer is: how its files are recognised, the units it defines, and how its columns become a `Draft`."""
+"""What an importer is: how its files are recognised, the units it defines, and how its columns become a
+`Draft`."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Format:
     recognises: Callable[[Head], bool]
     read: Callable[[Rows, Options], Draft]
     zero_output: str | None = None
-    """What an output of 0 tokens means here: 'drop' where the format uses it for failures, None for an error."""
+    """What an output of 0 tokens means here: 'drop' where the format uses it for failures, None for an error.
+    """
 
 
 def time_unit(

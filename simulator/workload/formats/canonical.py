@@ -1,10 +1,11 @@
 """The canonical JSONL: one request per line, the superset of Mooncake's and aiperf's keys.
 
-`timestamp` (ms; or `delay` ms for a later turn), `input_length`, `output_length`, and optionally `hash_ids` (blocks of 512
-tokens unless said otherwise), `session_id`, `turn`, `request_id`, `model`, `tenant`, `slo_class`, `priority`, `n`, `lora`,
-`max_tokens`, or instead of `hash_ids` the runs themselves as `content_ids` and `content_tokens`, where the id −k names the
-output of the file's k-th request. Other keys are ignored. Bare lines with fractional timestamps may as well be seconds
-(guidellm, vLLM's timed_trace) and are refused until `--time-unit` says so.
+`timestamp` (ms; or `delay` ms for a later turn), `input_length`, `output_length`, and optionally `hash_ids`
+(blocks of 512 tokens unless said otherwise), `session_id`, `turn`, `request_id`, `model`, `tenant`,
+`slo_class`, `priority`, `n`, `lora`, `max_tokens`, or instead of `hash_ids` the runs themselves as
+`content_ids` and `content_tokens`, where the id −k names the output of the file's k-th request. Other keys
+are ignored. Bare lines with fractional timestamps may as well be seconds (guidellm, vLLM's timed_trace) and
+are refused until `--time-unit` says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Dates as nanoseconds: ``2023-11-16 18:15:46.6805900``, with ``T`` for the space, without fraction, with a zone."""
+"""Dates as nanoseconds: ``2023-11-16 18:15:46.6805900``, with ``T`` for the space, without fraction, with a
+zone."""
 
 from __future__ import annotations
 

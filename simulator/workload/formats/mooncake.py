@@ -1,7 +1,8 @@
-"""Mooncake traces (FAST'25 release): JSONL with exactly timestamp (ms), input_length, output_length, hash_ids.
+"""Mooncake traces (FAST'25 release): JSONL with exactly timestamp (ms), input_length, output_length,
+hash_ids.
 
-The hash ids are those of 512-token blocks and chained: an id stands for its block and everything before it. The
-conversation trace's clock ticks every 3 s, ten requests at a time; ``spread="uniform"`` draws them apart.
+The hash ids are those of 512-token blocks and chained: an id stands for its block and everything before it.
+The conversation trace's clock ticks every 3 s, ten requests at a time; ``spread="uniform"`` draws them apart.
 Source: github.com/kvcache-ai/Mooncake, FAST25-release/README.md.
 """
 
