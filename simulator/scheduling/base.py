@@ -120,6 +120,10 @@ class Scheduler(ABC):
 
     depth = 1
     """Batches in flight at most."""
+    forks = False
+    """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
+    tracks_waste = True
+    """Whether `waste` says something."""
 
     def __init__(self, *, max_num_seqs: int, block_size: int, explicit: bool = False) -> None:
         if max_num_seqs < 1:
@@ -176,3 +180,12 @@ class Scheduler(ABC):
     @abstractmethod
     def num_blocks(self) -> int:
         """KV blocks there are."""
+
+    @property
+    def blocks_cached(self) -> int:
+        """Free KV blocks that still carry matchable content."""
+        return 0
+
+    def waste(self) -> tuple[float, float, float, float]:
+        """KV space that holds no token, in tokens: reserved for later, internal, external; and tokens saved by sharing."""
+        return 0.0, 0.0, 0.0, 0.0

@@ -121,6 +121,8 @@ class BlockManager:
         self._lru: OrderedDict[Span, None] = OrderedDict()
         self._free_ids = list(range(num_blocks - 1, -1, -1)) if track_ids else None
         self._num_own = 0
+        self.num_shared = 0
+        """References to held blocks beyond the first: blocks saved by sharing."""
         self.tables: dict[Request, list[int]] = {}
         """Physical block ids by request, where they are tracked."""
 
@@ -220,6 +222,8 @@ class BlockManager:
             if not span.holders:
                 self._free_cached -= hi - lo
                 span = self._claim(span, lo, hi)
+            else:
+                self.num_shared += hi - lo
             span.holders[lo, hi] = span.holders.get((lo, hi), 0) + 1
             request.held.append((span, lo, hi))
             if span.ids is not None:
@@ -332,8 +336,10 @@ class BlockManager:
 
     def _release(self, span: Span, key: tuple[int, int]) -> None:
         holders = span.holders
+        size = span.hi - span.lo
         if holders[key] > 1:
             holders[key] -= 1
+            self.num_shared -= key[1] - key[0]
             return
         del holders[key]
         if not holders:
@@ -347,6 +353,7 @@ class BlockManager:
             head = span.part(span.lo, lo)
             span.shrink(lo, span.hi)
             self._queue(head)
+        self.num_shared -= key[1] - key[0] - (size - (span.hi - span.lo))
 
     def _queue(self, span: Span) -> None:
         self._lru[span] = None

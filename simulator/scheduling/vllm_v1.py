@@ -252,7 +252,7 @@ class VllmV1(Scheduler):
         return self.decoding.tokens(request) if request in self.decoding else request.computed
 
     def _wanted(self, request: Request, tokens: int) -> int:
-        return 1 if request in self.decoding else request.target - tokens
+        return 1 if request in self.decoding else max(request.target - tokens, 0)
 
     def _has_room(self, request: Request, tokens: int) -> bool:
         held = -(-self._tokens(request) // self.block_size)
@@ -438,3 +438,16 @@ class VllmV1(Scheduler):
     @property
     def num_blocks(self) -> int:
         return self.blocks.num_blocks
+
+    @property
+    def blocks_cached(self) -> int:
+        return self.blocks.num_cached_free
+
+    def waste(self) -> tuple[float, float, float, float]:
+        tokens = self.decoding.computed
+        for request in self._prefilling:
+            tokens += request.computed
+        blocks = self.blocks
+        shared = blocks.num_shared * self.block_size
+        held = (blocks.num_blocks - blocks.num_free) * self.block_size
+        return 0.0, held + shared - tokens, 0.0, shared

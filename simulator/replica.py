@@ -1,0 +1,390 @@
+"""One replica: a scheduling policy on a predicted clock.
+
+The replica asks its policy for an iteration, asks the step-time model how long it takes, sleeps that long on the
+SimPy clock and tells the policy what came of it. What a real executor learns from its sampler, where an answer
+ends, is read here from the trace.
+
+Between two decisions a decoding batch repeats itself. The replica asks the policy how often it would, and takes
+the least of that, the next end (a heap of iteration counts) and the next arrival; the durations are evaluated
+together and the clock moves once. `Replica(stepped=True)` takes every iteration by itself, for comparison.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any
+
+import simpy
+
+from simulator.errors import CapacityError
+from simulator.injection import OpenLoop
+from simulator.results import FINISHED, REJECTED, RUNNING, WAITING, InterTokenLatency, RecordsBuilder, StepSeries
+from simulator.scheduling import Batch, Request, Scheduler, Wait
+from simulator.steptime import StepTime
+
+__all__ = ["Replica"]
+
+ARRIVAL_TOLERANCE = 1e-9
+"""Relative. An arrival this close after the end of an iteration counts as before it."""
+
+
+class Replica:
+    """A scheduler, its step times and what it leaves in the records.
+
+    *source* yields the arrivals of this replica; *outputs* is the number of output tokens of each request.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        scheduler: Scheduler,
+        steptime: StepTime,
+        source: OpenLoop,
+        outputs: Any,
+        records: RecordsBuilder,
+        *,
+        index: int = 0,
+        stepped: bool = False,
+        on_leave: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self.env = env
+        self.scheduler = scheduler
+        self.steptime = steptime
+        self.source = source
+        self.outputs = outputs
+        self.records = records
+        self.index = index
+        self.stepped = stepped
+        self.itl = InterTokenLatency()
+        self.series = StepSeries(
+            num_gpu_blocks=scheduler.num_blocks, block_size=scheduler.decoding.block_size, replica=index
+        )
+        self.num_iterations = 0
+        self.device_seconds = 0.0
+        self._ends: list[tuple[int, int, Request]] = []
+        self._num_ends = 0
+        self._inflight: deque[Batch] = deque()
+        self._live = 0  # sequences that have a first token and more to come
+        self._fresh: list[tuple[int, float]] = []  # (how many, when): first tokens since the last decode iteration
+        self._last_decode = 0.0
+        self._lagging: dict[Request, float] = {}  # sequences that missed an iteration, and their last token's time
+        self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
+        self._siblings: dict[int, int] = {}  # samples of a request that still run
+        self._waste = scheduler.tracks_waste
+        self.process = env.process(self._run())
+
+    # the clock
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
+        depth = scheduler.depth
+        timeout = env.timeout
+        while True:
+            now = env.now
+            if source.next_time <= now + ARRIVAL_TOLERANCE * now:
+                self._receive(now)
+            wait = None
+            while len(inflight) < depth:
+                batch = scheduler.schedule(now)
+                if batch is None or isinstance(batch, Wait):
+                    wait = batch
+                    break
+                self._begin(batch, now)
+                inflight.append(batch)
+            if not inflight:
+                until = source.next_time if wait is None else min(wait.until, source.next_time)
+                self._idle(now)
+                if until == math.inf:
+                    return
+                yield timeout(until - now)
+                continue
+            batch = inflight.popleft()
+            durations = self._durations(batch, now)
+            seconds = durations if isinstance(durations, float) else math.fsum(durations)
+            self._note(batch, now, seconds, durations)
+            yield timeout(seconds)
+            self._complete(batch, env.now)
+
+    def _durations(self, batch: Batch, now: float) -> Any:
+        """Seconds of *batch*, or of every iteration for which it repeats until something else happens."""
+        first = self._step_seconds(batch)
+        if not batch.repeatable or self.stepped:
+            return first
+        inflight = self._inflight
+        if inflight:  # the next one was decided before this one ended: it must be the same, one token on
+            following = inflight[0]
+            if not following.repeatable or following.num_decodes != batch.num_decodes:
+                return first
+        limit = self._ends[0][0] - batch.iteration + 1 if self._ends else 1
+        room = self.source.next_time - now
+        if room < limit * first:
+            limit = int(room / first) + 1
+        if limit <= 1:
+            return first
+        latest = inflight[-1] if inflight else batch
+        n = self.scheduler.repeats(latest, limit)
+        if n <= 1:
+            return first
+        durations = self.steptime.segment(batch.num_decodes, batch.decode_context, n)
+        n = self._until_arrival(durations, now, n)
+        if n == 1:
+            return first
+        self._advance(batch, n - 1)
+        return durations[:n]
+
+    def _until_arrival(self, durations: Any, now: float, n: int) -> int:
+        """How many of *durations* until the first end of an iteration at or after the next arrival."""
+        next_time = self.source.next_time
+        if next_time == math.inf:
+            return n
+        end = now
+        for i, seconds in enumerate(durations, 1):
+            end += seconds
+            if next_time <= end + ARRIVAL_TOLERANCE * end:
+                return i
+        return n
+
+    def _advance(self, batch: Batch, n: int) -> None:
+        inflight = self._inflight
+        if inflight:
+            self.scheduler.advance(inflight[-1], n)
+            batch.iteration += n
+            batch.decode_context += n * batch.num_decodes
+        else:
+            self.scheduler.advance(batch, n)
+
+    def _step_seconds(self, batch: Batch) -> float:
+        if batch.forwards is not None:
+            return math.fsum(self._step_seconds(forward) for forward in batch.forwards)
+        if not batch.prefills:
+            return self.steptime.seconds(batch.num_decodes, batch.decode_context)
+        return self.steptime.seconds(
+            batch.num_decodes, batch.decode_context, [(chunk, context) for _, chunk, context in batch.prefills]
+        )
+
+    # requests
+
+    def _receive(self, now: float) -> None:
+        source, scheduler, records = self.source, self.scheduler, self.records
+        latest = now + ARRIVAL_TOLERANCE * now
+        while source.next_time <= latest:
+            request = source.pop()
+            i = request.index
+            records.arrival_time[i] = request.arrival_time
+            records.input_length[i] = request.prompt_length
+            records.replica[i] = self.index
+            records.status[i] = WAITING
+            try:
+                self._admit(request, now)
+            except CapacityError as error:
+                self._reject(request, str(error), now)
+
+    def _admit(self, request: Request, now: float) -> None:
+        if request.n == 1 or self.scheduler.forks:
+            self.scheduler.add(request, now)
+            return
+        for sample in range(request.n):  # the front end sends one sequence per sample; they share the prompt
+            child = Request(
+                f"{request.id}-{sample}",
+                request.prompt_length,
+                request.max_tokens,
+                arrival_time=request.arrival_time,
+                index=request.index,
+                priority=request.priority,
+                content=request.content or ((_own_content(request.index), request.prompt_length),),
+            )
+            self.scheduler.add(child, now)
+        self._siblings[request.index] = request.n
+
+    def _reject(self, request: Request, reason: str, now: float) -> None:
+        self.records.leave(request.index, REJECTED, reason, now)
+        self.source.completed(request.index, now)
+
+    def _begin(self, batch: Batch, now: float) -> None:
+        """*batch* was decided: note who was scheduled, and when each sequence will end."""
+        records = self.records
+        for request in batch.cached:
+            i = request.index
+            if records.status[i] == WAITING:
+                records.status[i] = RUNNING
+                if records.first_scheduled_time[i] != records.first_scheduled_time[i]:
+                    records.first_scheduled_time[i] = now
+                    records.cached_tokens[i] = request.cached_tokens
+        for request, reason in batch.rejected:
+            self._reject(request, reason, now)
+        for request in batch.joining:
+            left = self._length(request) - request.generated
+            if left > 0:
+                self._set_end(request, batch.iteration + left)
+        if batch.stalled:
+            self._stall(batch)
+        if batch.preempted:
+            self._mark_preempted(batch)
+
+    def _length(self, request: Request) -> int:
+        length: int = self.outputs[request.index]
+        return length if length < request.max_tokens else request.max_tokens
+
+    def _set_end(self, request: Request, iteration: int) -> None:
+        request.decode_end = iteration
+        self._num_ends += 1
+        heapq.heappush(self._ends, (iteration, self._num_ends, request))
+
+    def _stall(self, batch: Batch) -> None:
+        for request in batch.stalled:
+            self._lagging.setdefault(request, self._token_time(request))
+            self._set_end(request, request.decode_end + 1)
+
+    def _token_time(self, request: Request) -> float:
+        """When *request* got its latest token."""
+        if request in self._lagging:
+            return self._lagging[request]
+        first = self.records.first_token_time[request.index]
+        return max(self._last_decode, first) if first == first else self._last_decode
+
+    def _mark_preempted(self, batch: Batch) -> None:
+        before = batch.iteration - (1 if batch.num_decodes else 0)
+        for request in batch.preempted:
+            self.records.num_preemptions[request.index] += 1
+            self.records.status[request.index] = WAITING
+            if request.decode_end > before:
+                request.decode_end = -1
+
+    def _complete(self, batch: Batch, now: float) -> None:
+        """*batch* has run: hand out its tokens, end what ended, tell the policy."""
+        for request in batch.preempted:
+            self._suspend(request)
+        if batch.num_decodes:
+            self._deliver(batch, now)
+        ended: list[Request] = []
+        ends, iteration = self._ends, batch.iteration
+        while ends and ends[0][0] <= iteration:
+            at, _, request = heapq.heappop(ends)
+            if request.decode_end == at:
+                ended.append(request)
+        for request in batch.joining:
+            self._first_token(request, now, ended)
+        for request in ended:
+            self._leave(request, now)
+        self.scheduler.commit(batch, ended, now)
+
+    def _suspend(self, request: Request) -> None:
+        if request.generated and request not in self._since:
+            self._since[request] = self._token_time(request)
+            self._lagging.pop(request, None)
+            self._live -= 1
+
+    def _first_token(self, request: Request, now: float, ended: list[Request]) -> None:
+        first = self.records.first_token_time
+        i = request.index
+        if first[i] != first[i]:
+            first[i] = now
+        last = self._since.pop(request, None)
+        if last is not None:
+            self.itl.add(now - last, 1)
+        self._live += 1
+        if request.decode_end < 0:
+            ended.append(request)
+        else:
+            self._fresh.append((1, now))
+
+    def _deliver(self, batch: Batch, now: float) -> None:
+        """Gaps of the sequences that got a token from the decode part of *batch*; repeats were noted before."""
+        live = self._live
+        if self._lagging:
+            live -= self._deliver_lagging(batch, now)
+        for count, when in self._fresh:
+            self.itl.add(now - when, count)
+            live -= count
+        self._fresh.clear()
+        if live > 0:
+            self.itl.add(now - self._last_decode, live)
+        self._last_decode = now
+
+    def _deliver_lagging(self, batch: Batch, now: float) -> int:
+        """Sequences that had missed iterations; returns how many of the live ones are accounted for here."""
+        stalled = set(batch.stalled)
+        accounted = len(stalled)
+        for request in [r for r in self._lagging if r not in stalled]:
+            self.itl.add(now - self._lagging.pop(request), 1)
+            accounted += 1
+        return accounted
+
+    def _leave(self, request: Request, now: float) -> None:
+        self._live -= 1
+        request.decode_end = -1
+        i = request.index
+        records = self.records
+        records.output_length[i] += self._length(request)
+        self._lagging.pop(request, None)
+        if self._siblings:
+            left = self._siblings.get(i, 1) - 1
+            if left:
+                self._siblings[i] = left
+                return
+            self._siblings.pop(i, None)
+        records.finish_time[i] = now
+        records.status[i] = FINISHED
+        self.source.completed(i, now)
+
+    # the run over time
+
+    def _note(self, batch: Batch, now: float, seconds: float, durations: Any) -> None:
+        n = 1 if isinstance(durations, float) else len(durations)
+        if n > 1:
+            self._note_gaps(durations, now)
+        self.num_iterations += n
+        self.device_seconds += seconds
+        scheduler = self.scheduler
+        used = scheduler.blocks_used
+        prefill = sum(chunk for _, chunk, _ in batch.prefills) if batch.prefills else 0
+        tokens = n * batch.num_decodes + len(batch.joining)
+        self.series.append(
+            now,
+            seconds,
+            n,
+            batch.num_decodes + len(batch.prefills),
+            scheduler.num_waiting,
+            batch.num_decodes,
+            prefill,
+            tokens,
+            used,
+            scheduler.blocks_cached,
+            len(batch.preempted),
+            *(scheduler.waste() if self._waste else ()),
+        )
+
+    def _note_gaps(self, durations: Any, now: float) -> None:
+        """Gaps of all repeated iterations but the last, which `_deliver` notes when it ends."""
+        first, rest = float(durations[0]), durations[1:-1]
+        live = self._live - self._deliver_first(now + first)
+        if live > 0:
+            self.itl.add(now + first - self._last_decode, live)
+        if len(rest):
+            self.itl.add_many(rest, self._live)
+        self._last_decode = now + math.fsum(durations[:-1])
+
+    def _deliver_first(self, now: float) -> int:
+        count = 0
+        for number, when in self._fresh:
+            self.itl.add(now - when, number)
+            count += number
+        self._fresh.clear()
+        for request in list(self._lagging):
+            self.itl.add(now - self._lagging.pop(request), 1)
+            count += 1
+        return count
+
+    def _idle(self, now: float) -> None:
+        scheduler = self.scheduler
+        self.series.append(
+            now, 0.0, 0, 0, scheduler.num_waiting, 0, 0, 0, scheduler.blocks_used, scheduler.blocks_cached
+        )
+
+
+def _own_content(index: int) -> int:
+    """A content id for the prompt of request *index*, for samples that share it."""
+    return -2 - index
