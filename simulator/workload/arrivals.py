@@ -1,9 +1,10 @@
 """Arrival processes: when requests come, as float64 seconds that start at 0 and do not decrease.
 
-Renewal processes (constant, Poisson, gamma, Weibull) draw independent gaps of mean 1 / rate. Real traffic is burstier
-over minutes than any of them: Azure's chat arrivals look Poisson within a second (variance / mean of counts 1.4) and
-not at all within a minute (16), since their rate drifts; piecewise rates and the Markov-modulated Poisson process have
-that. Gaps are never truncated (a simulator that cuts exponential gaps at 3 / rate raises its load by 5 %).
+Renewal processes (constant, Poisson, gamma, Weibull) draw independent gaps of mean 1 / rate. Real traffic is
+burstier over minutes than any of them: Azure's chat arrivals look Poisson within a second (variance / mean of
+counts 1.4) and not at all within a minute (16), since their rate drifts; piecewise rates and the
+Markov-modulated Poisson process have that. Gaps are never truncated (a simulator that cuts exponential gaps
+at 3 / rate raises its load by 5 %).
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def poisson_arrivals(n: int, rate: float, generator: np.random.Generator) -> Flo
 
 
 def gamma_arrivals(n: int, rate: float, burstiness: float, generator: np.random.Generator) -> Floats:
-    """Gamma gaps with vLLM's `--burstiness` as shape: coefficient of variation burstiness^-1/2, so 1 is Poisson."""
+    """Gamma gaps with vLLM's `--burstiness` as shape: coefficient of variation burstiness^-1/2, so 1 is
+    Poisson.
+    """
     check_positive("burstiness", burstiness)
     return _from_gaps(_unit_gamma(n, burstiness, generator) / check_rate(rate))
 
@@ -48,17 +51,20 @@ def gamma_arrivals(n: int, rate: float, burstiness: float, generator: np.random.
 def weibull_arrivals(n: int, rate: float, shape: float, generator: np.random.Generator) -> Floats:
     """Weibull gaps, mean Γ(1 + 1/shape) before scaling; shape 0.42 fits Azure's code completion best of four."""
     check_positive("shape", shape)
-    return _from_gaps(generator.weibull(shape, max(n - 1, 0)) / math.gamma(1 + 1 / shape) / check_rate(rate))
+    unit = generator.weibull(shape, max(n - 1, 0)) / math.gamma(1 + 1 / shape)
+    return _from_gaps(unit / check_rate(rate))
 
 
 def mmpp_arrivals(
     n: int, rates: Sequence[float], sojourns: Sequence[float], generator: np.random.Generator
 ) -> Floats:
-    """Markov-modulated Poisson: state k lasts exponentially with mean sojourns[k] s and has rates[k] arrivals per s.
+    """Markov-modulated Poisson: state k lasts exponentially with mean sojourns[k] s and has rates[k] arrivals
+    per s.
 
-    States follow each other in turn, the first drawn by the share of time spent in each, which makes the process
-    stationary. With two states of rates a, b and mean sojourns 1/r, 1/s the mean rate is (a s + b r) / (r + s), the
-    variance / mean of long counts 1 + 2 r s (a − b)² / ((r + s)² (a s + b r)) (Fischer and Meier-Hellstern 1993).
+    States follow each other in turn, the first drawn by the share of time spent in each, which makes the
+    process stationary. With two states of rates a, b and mean sojourns 1/r, 1/s the mean rate is (a s + b r)
+    / (r + s), the variance / mean of long counts 1 + 2 r s (a − b)² / ((r + s)² (a s + b r)) (Fischer and
+    Meier-Hellstern 1993).
     """
     check_states(rates, sojourns)
     share = np.asarray(sojourns) / np.sum(sojourns)
@@ -99,9 +105,11 @@ def ramp_arrivals(
     shape: str = "linear",
     burstiness: float = 1.0,
 ) -> Floats:
-    """Gamma gaps whose rate goes from *start_rate* to *end_rate* over the requests, 'linear' or 'exponential'.
+    """Gamma gaps whose rate goes from *start_rate* to *end_rate* over the requests, 'linear' or
+    'exponential'.
 
-    As vLLM's `--ramp-up-strategy`: request i of n is sent at rate start + (end − start) i/n, or start (end/start)^(i/n).
+    As vLLM's `--ramp-up-strategy`: request i of n is sent at rate start + (end − start) i/n, or start
+    (end/start)^(i/n).
     """
     if shape not in ("linear", "exponential"):
         raise ConfigurationError(f"ramp {shape!r}: must be linear or exponential")
@@ -131,7 +139,9 @@ def check_positive(name: str, value: float) -> None:
 def check_states(rates: Sequence[float], durations: Sequence[float]) -> None:
     """One duration above 0 for each rate from 0, one rate above 0 at least."""
     if len(rates) != len(durations) or not len(rates):
-        raise ConfigurationError(f"{len(rates)} rates, {len(durations)} durations: must be as many, at least 1")
+        raise ConfigurationError(
+            f"{len(rates)} rates, {len(durations)} durations: must be as many, at least 1"
+        )
     if not all(0 <= rate < math.inf for rate in rates) or not max(rates) > 0:
         raise ConfigurationError(f"rates {list(rates)}: must be at least 0 and finite, one above 0")
     for duration in durations:

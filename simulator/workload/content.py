@@ -49,7 +49,7 @@ class Runs(NamedTuple):
         return cls(offsets, ids, np.full(len(ids), block_size, np.int64))
 
     def clipped(self, lengths: Ints) -> Runs:
-        """The same without what lies beyond each prompt's length: a partial last block counts what it holds."""
+        """The same without what lies beyond each prompt's length: a partial block counts what it holds."""
         row = np.repeat(np.arange(len(lengths)), np.diff(self.offsets))
         before = exclusive_sum(self.tokens, self.offsets, row)
         return self.keep_positive(np.minimum(self.tokens, np.asarray(lengths)[row] - before), row)
@@ -148,7 +148,7 @@ def dense_ids(ids: Ints) -> tuple[Ints, Ints]:
 
 
 def is_chained(nodes: Ints, tokens: Ints, first: Bools) -> bool:
-    """Whether every id has one predecessor, which is always of one length: then ids are trie nodes already."""
+    """Whether each id has one predecessor, always of one length: then ids are trie nodes already."""
     before = np.empty(len(nodes), np.int64)
     before[1:] = nodes[:-1]
     before[first] = -1

@@ -1,8 +1,8 @@
 """Writing the canonical JSONL: one request per line, keys without information left out.
 
-`request_id` is always written, which also says that `timestamp` is in ms. Content goes out as `hash_ids` where it
-came in as 512-token blocks and still fits them, so that other tools can read it, else as `content_ids` and
-`content_tokens`, where the id −k names the output of the k-th line.
+`request_id` is always written, which also says that `timestamp` is in ms. Content goes out as `hash_ids`
+where it came in as 512-token blocks and still fits them, so that other tools can read it, else as
+`content_ids` and `content_tokens`, where the id −k names the output of the k-th line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,16 @@ def content_keys(trace: Trace) -> dict[str, list[Any]]:
     blocks = block_ids(trace)
     if blocks is not None:
         return {"hash_ids": blocks}
-    ids = np.where(trace.content_ids >= OUTPUT_ID_BASE, OUTPUT_ID_BASE - 1 - trace.content_ids, trace.content_ids)
+    ids = np.where(
+        trace.content_ids >= OUTPUT_ID_BASE, OUTPUT_ID_BASE - 1 - trace.content_ids, trace.content_ids
+    )
     return {"content_ids": split(trace, ids), "content_tokens": split(trace, trace.content_tokens)}
 
 
 def split(trace: Trace, values: Any) -> list[Any]:
     """CSR values as a list per request."""
     flat, offsets = values.tolist(), trace.content_offsets.tolist()
-    return [flat[begin:end] for begin, end in zip(offsets, offsets[1:])]
+    return [flat[begin:end] for begin, end in pairwise(offsets)]
 
 
 def block_ids(trace: Trace, block_size: int = 512) -> list[Any] | None:
@@ -119,4 +122,4 @@ def block_ids(trace: Trace, block_size: int = 512) -> list[Any] | None:
     offsets = np.concatenate(([0], np.cumsum(blocks)))
     flat = (np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], blocks)).tolist()
     bounds = offsets[trace.content_offsets].tolist()
-    return [flat[begin:end] for begin, end in zip(bounds, bounds[1:])]
+    return [flat[begin:end] for begin, end in pairwise(bounds)]

@@ -44,13 +44,16 @@ def generate_trace(
 
     Parameters
     ----------
-    request_rate, arrivals: Poisson arrivals per s (infinite: all at once), or a process of one's own; with sessions they
+    request_rate, arrivals: Poisson arrivals per s (infinite: all at once), or a process of one's own; with
+    sessions they
         govern when sessions start
-    input_length, output_length: tokens of the message and of the output; or *lengths_from*, pairs drawn from a trace
-    turns: requests per session. A later turn's prompt is the whole conversation so far, the outputs by their content
+    input_length, output_length: tokens of the message and of the output; or *lengths_from*, pairs drawn from
+    a trace turns: requests per session. A later turn's prompt is the whole conversation so far, the outputs
+    by their content
         ids, and its message; it is sent `delay` after the turn before has completed
     think_time: mean s of that delay, exponential
-    num_prefixes, prefix_length: every session (or request) starts with one of so many shared prefixes, evenly drawn, in
+    num_prefixes, prefix_length: every session (or request) starts with one of so many shared prefixes, evenly
+    drawn, in
         addition to its message
     max_concurrency: closed loop, see `Trace`
     """
@@ -89,10 +92,14 @@ def _lengths(
     """Message and output lengths; the two are drawn independently unless they come in pairs."""
     if pairs is not None:
         if new is not None or output is not None:
-            raise ConfigurationError("lengths: either from a trace, or input and output distributions, not both")
+            raise ConfigurationError(
+                "lengths: either from a trace, or input and output distributions, not both"
+            )
         return empirical_pairs(pairs, n, generator)
     if new is None or output is None:
-        raise ConfigurationError("lengths: needs input and output distributions, or a trace to draw pairs from")
+        raise ConfigurationError(
+            "lengths: needs input and output distributions, or a trace to draw pairs from"
+        )
     return new.draw(n, generator), output.draw(n, generator)
 
 
@@ -107,7 +114,11 @@ def _sessions(n: int, turns: Lengths | None, generator: np.random.Generator) -> 
 
 
 def _prefixes(
-    n: int, num_prefixes: int, length: Lengths | None, starts: NDArray[np.bool_], generator: np.random.Generator
+    n: int,
+    num_prefixes: int,
+    length: Lengths | None,
+    starts: NDArray[np.bool_],
+    generator: np.random.Generator,
 ) -> Runs:
     """One run of a shared prefix for each request that starts a session."""
     if num_prefixes < 0 or (num_prefixes > 0) != (length is not None):

@@ -1,7 +1,7 @@
 """Length distributions: whole tokens from 1, drawn, rounded and clipped (never redrawn) to [min, max].
 
-No parametric family fits production lengths well (Azure's are off a lognormal by a Kolmogorov distance of 0.11 to
-0.18): pairs drawn from a real trace are the safer choice, and keep the relation of prompt to output.
+No parametric family fits production lengths well (Azure's are off a lognormal by a Kolmogorov distance of
+0.11 to 0.18): pairs drawn from a real trace are the safer choice, and keep the relation of prompt to output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Lengths:
-    """A named distribution with its parameters; `Lengths.parse` reads ``lognormal:mean=1155,sigma=0.99,max=8192``.
+    """A named distribution with its parameters; `Lengths.parse` reads
+    ``lognormal:mean=1155,sigma=0.99,max=8192``.
 
     | name | parameters |
     |---|---|
@@ -46,12 +47,18 @@ class Lengths:
         _, required, optional = LENGTHS[self.name]
         for name in required:
             if name not in self.parameters:
-                raise ConfigurationError(f"lengths {self.name}: needs {', '.join(required)}; {name} is missing")
+                raise ConfigurationError(
+                    f"lengths {self.name}: needs {', '.join(required)}; {name} is missing"
+                )
         for name, value in self.parameters.items():
             if name not in (*required, *optional, "min", "max"):
-                raise UnknownNameError(f"parameter of {self.name}", name, (*required, *optional, "min", "max"))
+                raise UnknownNameError(
+                    f"parameter of {self.name}", name, (*required, *optional, "min", "max")
+                )
             if not 0 <= value <= MAX_LENGTH:
-                raise ConfigurationError(f"lengths {self.name}: {name}={value}: must be from 0 to {MAX_LENGTH}")
+                raise ConfigurationError(
+                    f"lengths {self.name}: {name}={value}: must be from 0 to {MAX_LENGTH}"
+                )
 
     @classmethod
     def parse(cls, text: str) -> Lengths:
@@ -114,7 +121,8 @@ def _zipf(n: int, p: Mapping[str, float], generator: np.random.Generator) -> Flo
     low, high = _bounds(p)
     weights = np.arange(1, high - low + 2, dtype=np.float64) ** -p["theta"]
     cumulative = np.cumsum(weights)
-    return low + np.searchsorted(cumulative, generator.random(n) * cumulative[-1], side="right").astype(np.float64)
+    rank = np.searchsorted(cumulative, generator.random(n) * cumulative[-1], side="right")
+    return low + rank.astype(np.float64)
 
 
 def _bounds(p: Mapping[str, float]) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The client's limit on the output, on which every reserving system decides.
 
-Orca, TGI, TensorRT-LLM, SGLang and LightLLM admit a request by the room its `max_tokens` might take. Few traces state
-it, and the true length in its place would let those systems foresee the future; so a rule must be named.
+Orca, TGI, TensorRT-LLM, SGLang and LightLLM admit a request by the room its `max_tokens` might take. Few
+traces state it, and the true length in its place would let those systems foresee the future; so a rule must
+be named.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __all__ = ["resolve_max_tokens"]
 def resolve_max_tokens(trace: Trace, rule: int | str) -> NDArray[np.int64]:
     """`max_tokens` of each request, int64[n]: the trace's own where it states one, else by *rule*.
 
-    *rule* is a number of tokens (outputs that are longer will be cut there), 'pow2' (the next power of two of the true
-    length) or 'exact' (an oracle: the true length).
+    *rule* is a number of tokens (outputs that are longer will be cut there), 'pow2' (the next power of two
+    of the true length) or 'exact' (an oracle: the true length).
     """
     return np.where(trace.max_tokens > 0, trace.max_tokens, _by_rule(trace.output_length, rule))
 

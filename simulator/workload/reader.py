@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError, InputError
+from simulator.workload.arrivals import poisson_arrivals
 from simulator.workload.content import compile_runs, gather_runs, rename_outputs
 from simulator.workload.formats import Draft, Format, Options, find_format
 from simulator.workload.formats.base import TIME_UNITS
@@ -69,18 +70,18 @@ def read_trace(
     rows = Rows.of(source)
     draft = importer.read(rows, options)
     _settle_zero_outputs(rows, draft, importer, zero_output)
-    timed = draft.time is not None
+    timed = draft.time is not None and not bool(np.isnan(draft.time).all())
     if not timed and request_rate is None:
         raise InputError(path, "has no arrival times: say --request-rate (inf: all at once)")
     trace = _assemble(rows, draft, importer)
     generator = np.random.default_rng(seed)
     if spread == "uniform":
         trace = spread_uniform(trace, generator)
-    if request_rate is not None and not timed:
-        from simulator.workload.arrivals import poisson_arrivals
-
-        trace = trace.replace(arrival_time=poisson_arrivals(len(trace), request_rate, generator))
-    return trace if request_rate is None or not timed else trace.with_request_rate(request_rate)
+    if request_rate is None:
+        return trace
+    if timed:
+        return trace.with_request_rate(request_rate)
+    return _with_poisson_starts(trace, request_rate, generator)
 
 
 def _check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
@@ -117,14 +118,14 @@ def _assemble(rows: Rows, draft: Draft, importer: Format) -> Trace:
     meta = {
         "format": importer.name,
         "path": str(rows.path),
-        "time_unit": draft.unit,
+        "time_unit": draft.unit if draft.time is not None else None,
         "block_size": draft.block_size if draft.content is not None else None,
         "rows_read": rows.count,
         "rows_dropped": draft.dropped,
         **draft.meta,
     }
     return Trace.from_columns(
-        _seconds(rows, draft.time, ticks) if draft.time is not None else np.zeros(len(draft.input_length)),
+        _arrivals(rows, draft, ticks),
         draft.input_length,
         draft.output_length,
         content=None if draft.content is None else compile_runs(draft.content),
@@ -161,6 +162,25 @@ def _entries(column: Any, chosen: NDArray[np.int64]) -> Any:
     if isinstance(column, Categorical):
         return Categorical(column.codes[chosen], column.names)
     return column[chosen] if isinstance(column, np.ndarray) else [column[i] for i in chosen]
+
+
+def _arrivals(rows: Rows, draft: Draft, ticks: int) -> NDArray[np.float64]:
+    """Seconds from the first arrival; without any time, 0 for all but later turns of sessions."""
+    if draft.time is not None and not bool(np.isnan(draft.time).all()):
+        return _seconds(rows, draft.time, ticks)
+    arrival = np.zeros(len(draft.input_length))
+    if "session" in draft.columns:
+        arrival[(draft.columns["session"] >= 0) & (draft.columns["turn"] > 0)] = np.nan
+    return arrival
+
+
+def _with_poisson_starts(trace: Trace, rate: float, generator: np.random.Generator) -> Trace:
+    """Poisson arrivals for requests, or sessions, that the file gives no time."""
+    arrival = trace.arrival_time.copy()
+    starts = ~np.isnan(arrival)
+    arrival[starts] = poisson_arrivals(int(starts.sum()), rate, generator)
+    meta = {**trace.meta, "arrivals": f"Poisson, {rate:g} per s" if np.isfinite(rate) else "all at once"}
+    return trace.replace(arrival_time=arrival, meta=meta).in_arrival_order()
 
 
 def _seconds(rows: Rows, time: NDArray[Any], ticks: int) -> NDArray[np.float64]:

@@ -32,7 +32,8 @@ CHUNK = 1 << 22
 
 
 class Rows:
-    """A file's records by column; `columns` maps a name to a pyarrow array or, from the careful path, a list."""
+    """A file's records by column; `columns` maps a name to a pyarrow array or, from the careful path, a
+    list."""
 
     def __init__(
         self, source: Source, columns: dict[str, Any], count: int, lines: Sequence[int] | None

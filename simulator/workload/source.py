@@ -25,7 +25,8 @@ Kind = Literal["csv", "jsonl", "json"]
 
 @dataclass(frozen=True)
 class Head:
-    """What recognition goes by: the column names of a CSV, or the keys and values of the first JSON record."""
+    """What recognition goes by: the column names of a CSV, or the keys and values of the first JSON
+    record."""
 
     kind: Kind
     names: tuple[str, ...]

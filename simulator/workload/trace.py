@@ -145,7 +145,8 @@ class Trace:
             meta=dict(meta or {}),
         )
         _check_sessions(trace)
-        return trace._in_arrival_order()
+        trace = trace.with_meta(inversions=trace.inversions())
+        return trace.in_arrival_order()
 
     def __post_init__(self) -> None:
         if self.max_concurrency is not None and self.max_concurrency < 1:
@@ -294,12 +295,14 @@ class Trace:
         key[order] = self.arrival_time[order][np.maximum.accumulate(known)]
         return key
 
-    def _in_arrival_order(self) -> Trace:
-        key = self._arrival_keys()
-        inversions = int(np.count_nonzero(np.diff(self.arrival_time[~np.isnan(self.arrival_time)]) < 0))
-        order = np.argsort(key, kind="stable")
-        trace = self.with_meta(inversions=inversions)
-        return trace if np.array_equal(order, np.arange(len(self))) else trace.select(order)
+    def inversions(self) -> int:
+        """How often an arrival is earlier than the one before it."""
+        return int(np.count_nonzero(np.diff(self.arrival_time[~np.isnan(self.arrival_time)]) < 0))
+
+    def in_arrival_order(self) -> Trace:
+        """Sorted by arrival, equal ones as they were; a turn without arrival follows its session's last."""
+        order = np.argsort(self._arrival_keys(), kind="stable")
+        return self if np.array_equal(order, np.arange(len(self))) else self.select(order)
 
 
 def _integers(name: str, values: ArrayLike, n: int) -> Ints:

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from simulator.errors import InputError, UnknownNameError
-from simulator.workload.formats import azure, canonical, mooncake
+from simulator.workload.formats import (
+    aiperf,
+    azure,
+    bailian,
+    burstgpt,
+    canonical,
+    guidellm,
+    mooncake,
+    plain_csv,
+    ragpulse,
+    sharegpt,
+    splitwise,
+    timed_trace,
+    vidur,
+)
 from simulator.workload.formats.base import Draft, Format, Options
 from simulator.workload.source import Source
 
 __all__ = ["FORMATS", "Draft", "Format", "Options", "find_format"]
 
-FORMATS = {module.FORMAT.name: module.FORMAT for module in (azure, mooncake, canonical)}
+IMPORTERS = (
+    azure,
+    burstgpt,
+    vidur,
+    splitwise,
+    plain_csv,
+    sharegpt,
+    ragpulse,
+    bailian,
+    guidellm,
+    aiperf,
+    mooncake,
+    canonical,
+    timed_trace,
+)
+
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in IMPORTERS}
+"""Importers by name, in the order in which they are asked whether a file is theirs."""
 
 
 def find_format(source: Source, name: str | None) -> Format:

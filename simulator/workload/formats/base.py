@@ -15,7 +15,7 @@ from simulator.workload.content import Runs
 from simulator.workload.rows import Rows
 from simulator.workload.source import Head
 
-__all__ = ["TIME_UNITS", "Draft", "Format", "Options", "block_runs", "time_unit"]
+__all__ = ["TIME_UNITS", "Draft", "Format", "Options", "block_runs", "text_lengths", "time_unit"]
 
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Ticks per second of each unit."""
@@ -92,6 +92,21 @@ def block_runs(rows: Rows, name: str, input_length: NDArray[np.int64], block_siz
     wrong = (blocks > -(-input_length // block_size)) | ((blocks < input_length // block_size) & (blocks > 0))
     if wrong.any():
         row = int(wrong.argmax())
-        allowed = f"{int(blocks[row])} blocks of {block_size} tokens do not fit input_length {int(input_length[row])}"
-        raise rows.error(row, name, int(blocks[row]), f"{allowed}: say the file's --block-size")
+        expected = f"must fit input_length {int(input_length[row])}, in blocks of {block_size} tokens"
+        raise rows.error(row, name, f"{int(blocks[row])} blocks", f"{expected}: say the file's --block-size")
     return Runs.of_blocks(offsets, ids, block_size).clipped(input_length)
+
+
+def text_lengths(
+    rows: Rows, field: str, texts: list[Any], options: Options, default: int | None = None
+) -> list[int]:
+    """Tokens of *texts* by the caller's rule; *default* for those that are missing (None: an error)."""
+    rule = options.characters_per_token
+    if rule is None:
+        raise InputError(rows.path, "holds text, not lengths: say --characters-per-token (English: about 4)")
+    if not 0 < rule < float("inf"):
+        raise ConfigurationError(f"characters per token {rule}: must be above 0 and finite")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) and not (text is None and default is not None):
+            raise rows.error(row, field, text, "must be text")
+    return [default or 1 if text is None else max(1, round(len(text) / rule)) for text in texts]

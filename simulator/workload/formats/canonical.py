@@ -19,9 +19,8 @@ from simulator.workload.content import OUTPUT_ID_BASE, Runs
 from simulator.workload.formats.base import Draft, Format, Options, block_runs, time_unit
 from simulator.workload.rows import Rows
 from simulator.workload.source import Head
-from simulator.workload.trace import Categorical
 
-__all__ = ["FORMAT", "optional_columns", "read", "session_codes"]
+__all__ = ["FORMAT", "optional_columns", "read", "turns_by_time"]
 
 BLOCK_SIZE = 512
 OWN_KEYS = ("request_id", "turn", "content_ids", "max_tokens", "tenant", "slo_class", "priority", "lora", "n")
@@ -128,24 +127,19 @@ def optional_columns(rows: Rows) -> dict[str, Any]:
         names = rows.names("request_id")
         columns["request_id"] = [f"r{i}" if name is None else name for i, name in enumerate(names)]
     if rows.has("session_id"):
-        columns["session"] = session_codes(rows.names("session_id"))
-        columns.setdefault("turn", turns_in_file_order(columns["session"]))
+        columns["session"] = rows.names("session_id").codes.astype(np.int64)
+        columns.setdefault("turn", turns_by_time(columns["session"], np.zeros(rows.count)))
     return columns
 
 
-def session_codes(names: Categorical) -> NDArray[np.int64]:
-    """Sessions as numbers, −1 for none."""
-    return names.codes.astype(np.int64)
-
-
-def turns_in_file_order(session: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of each row within its session, from 0."""
-    order = np.argsort(session, kind="stable")
+def turns_by_time(session: NDArray[np.int64], time: NDArray[Any]) -> NDArray[np.int64]:
+    """Position of each row within its session in the order of *time*, from 0; equal times in file order."""
+    order = np.lexsort((time, session))
     ordered = session[order]
-    start = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    position = np.arange(len(session)) - np.repeat(start, np.diff(np.append(start, len(session))))
+    first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    start = np.maximum.accumulate(np.where(first, np.arange(len(session)), 0))
     turns = np.zeros(len(session), np.int64)
-    turns[order] = position
+    turns[order] = np.arange(len(session)) - start
     return np.where(session >= 0, turns, 0)
 
 
