@@ -4,8 +4,8 @@ vLLM's benchmark pools every gap of every request: a run of a million requests h
 gap is the duration of an iteration, and the whole batch sees the same one, so the gaps are few distinct
 values with large counts. Values are kept as whole nanoseconds: exact to 1 ns, memory proportional to the
 number of distinct values. Beyond `MAX_DISTINCT` of them (16 bytes each) the values move to logarithmic bins
-of relative width 2⁻¹⁵ (3e-5: better than four significant digits). Mean, standard deviation and maximum come
-from running sums and are exact either way.
+of relative width 2⁻¹⁵ (3e-5: better than four significant digits). Mean, standard deviation and maximum are
+pooled as they come and exact either way.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class InterTokenLatency:
         self._fresh: list[tuple[_Ints, _Ints]] = []
         self._fresh_size = 0
         self._binned = False
-        self._sum = self._sum_of_squares = self._max = 0.0
-        self._total = 0
+        self._total, self._mean = 0, 0.0
+        self._squares = self._max = 0.0  # sum of squared distances from the mean, s²; largest gap, s
 
     def add(self, gap_s: float, count: int) -> None:
         """*count* sequences got a token *gap_s* seconds after their previous one."""
@@ -68,9 +68,8 @@ class InterTokenLatency:
         values, counts = other._all()
         self._compact()
         self._absorb(values, counts)
-        self._sum += other._sum
-        self._sum_of_squares += other._sum_of_squares
-        self._max, self._total = max(self._max, other._max), self._total + other._total
+        self._max = max(self._max, other._max)
+        self._pool(other._total, other._mean, other._squares)
 
     @property
     def total(self) -> int:
@@ -81,15 +80,12 @@ class InterTokenLatency:
     @property
     def mean(self) -> float:
         """Mean gap, s; NaN when there is none."""
-        return self._sum / self._total if self.total else math.nan
+        return self._mean if self.total else math.nan
 
     @property
     def std(self) -> float:
         """Population standard deviation of the gaps, s (as numpy and vLLM do); NaN when empty."""
-        if not self.total:
-            return math.nan
-        variance = self._sum_of_squares / self._total - (self._sum / self._total) ** 2
-        return math.sqrt(max(variance, 0.0))
+        return math.sqrt(self._squares / self._total) if self.total else math.nan
 
     @property
     def median(self) -> float:
@@ -129,11 +125,20 @@ class InterTokenLatency:
             return
         gaps, counts = np.array(self._gaps), np.array(self._gap_counts)
         self._gaps, self._gap_counts = array("d"), array("q")
-        self._sum += float(gaps @ counts)
-        self._sum_of_squares += float((gaps * gaps) @ counts)
-        self._total += int(counts.sum())
+        if total := int(counts.sum()):
+            mean = float(gaps @ counts) / total
+            self._pool(total, mean, float((gaps - mean) ** 2 @ counts))
         self._max = max(self._max, float(gaps[counts > 0].max(initial=0.0)))
         self._absorb(np.rint(gaps * NS_PER_S).astype(np.int64), counts)
+
+    def _pool(self, total: int, mean: float, squares: float) -> None:
+        """Add the moments of another set of gaps (Chan, Golub and LeVeque, 1979: no cancellation)."""
+        if not total:
+            return
+        pooled, shift = self._total + total, mean - self._mean
+        self._squares += squares + shift * shift * self._total * total / pooled
+        self._mean += shift * total / pooled
+        self._total = pooled
 
     def _absorb(self, values: _Ints, counts: _Ints) -> None:
         values, counts = _distinct(self._round(values), counts)

@@ -46,7 +46,7 @@ class Overload:
             f"Overload: {self.offered_rate:.2f} requests/s arrive, {self.served_rate:.2f} are served; "
             f"the queue grew to {self.waiting_at_last_arrival:,} requests by the last arrival "
             f"({self.last_arrival:,.0f} s) and the last ones waited {self.wait_of_last:,.1f} s. "
-            "Latencies below grow with the length of the trace."
+            "Latencies grow with the length of the trace."
         )
 
 
