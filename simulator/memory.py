@@ -24,8 +24,9 @@ from simulator.steptime.parallelism import Parallelism
 __all__ = ["MEMORY_RULES", "MemoryBudget", "MemoryRule", "kv_budget", "memory_rule", "weight_bytes_per_gpu"]
 
 MIB = 2**20
-LOGITS_BYTES = 10.0
-"""Per sampled row and vocabulary entry: 16-bit logits, their fp32 copy and probabilities. Assumed."""
+LOGITS_BYTES = 26.0
+"""Per sampled row and vocabulary entry when a sort-based top-k and top-p sampler is profiled: 16-bit logits
+(2), their fp32 copy (4), sorted values (4) and 64-bit indices (8), probabilities (4), their running sum (4)."""
 
 LARGEST_TP = 64
 
@@ -199,6 +200,6 @@ def _does_not_fit(
     advice = f"tensor parallel size {tp} would fit" if tp else f"no tensor parallel size to {LARGEST_TP} does"
     return (
         f"{model.name} in {formats.weights} does not fit {parallel.num_gpus} x {profile.name}: of "
-        f"{budget.total / 1e9:.1f} GB per GPU weights take {budget.items['weights'] / 1e9:.1f} GB, all before "
+        f"{budget.total / 1e9:.1f} GB each, weights take {budget.items['weights'] / 1e9:.1f} GB, all before "
         f"the KV cache {held / 1e9:.1f} GB ({budget.rule.source}); {advice}"
     )

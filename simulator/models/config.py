@@ -144,6 +144,8 @@ def _latent(fields: Fields) -> LatentSpec | None:
 
 
 def _position_parameters(fields: Fields, family: Family, hidden: int) -> int:
+    if family.positions == "learned":
+        return hidden * fields.integer("n_positions", "max_position_embeddings")
     if family.positions != "opt":
         return 0
     width = fields.integer("word_embed_proj_dim", default=hidden)

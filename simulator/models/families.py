@@ -30,7 +30,7 @@ class Family:
     sinks: bool = False  # one learned logit per head
     moe: Literal["none", "mixtral", "qwen", "deepseek", "llama4", "gpt_oss"] = "none"
     windows: Literal["none", "all", "qwen", "gemma2", "gemma3", "gpt_oss", "llama4"] = "none"
-    positions: Literal["rotary", "opt", "alibi"] = "rotary"
+    positions: Literal["rotary", "learned", "opt", "alibi"] = "rotary"
     kv_heads: Literal["config", "falcon", "all"] = "config"
     default_intermediate: int = 0  # multiple of the hidden size when the field is absent
 
@@ -38,6 +38,8 @@ class Family:
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "llama": Family(),
+        "internlm": Family(),
+        "internlm2": Family(),
         "mistral": Family(windows="all"),
         "mixtral": Family(moe="mixtral", windows="all"),
         "qwen2": Family(qkv_bias=True, windows="qwen"),
@@ -62,6 +64,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "opt": Family(
             gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, tied=True, norm_bias=True,
             positions="opt", kv_heads="all",
+        ),
+        "gpt2": Family(
+            gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, tied=True, norm_bias=True,
+            positions="learned", kv_heads="all", default_intermediate=4,
         ),
         "gptj": Family(
             gated=False, mlp_bias=True, head_bias=True, norms=1, norm_bias=True, kv_heads="all",

@@ -36,7 +36,7 @@ _PRECISION = {
     "fp16": "fp16",
 }
 _TUNING = re.compile(
-    r"-(instruct|it|chat|hf|base|preview|original|v1|2407|2409|2507|0528|\d{4}|gptq-int[48])(?=-|$)"
+    r"-(instruct|it|chat|hf|base|preview|original|v1|2407|2409|2507|0528|\d{4})(?=-|$)"
 )
 
 
@@ -58,9 +58,9 @@ def load_model(source: str | Path) -> ModelSpec:
     if isinstance(source, Path) or source.endswith(".json") or Path(source).is_dir():
         return ModelSpec.from_config(source)
     name, precision = normalise(source)
-    spec = _from_zoo(name) if name in _names() else None
-    if spec is None:
-        raise UnknownNameError("model", source, _names())
+    if name not in _names():
+        raise UnknownNameError("model", source.rsplit("/", 1)[-1], _names())
+    spec = _from_zoo(name)
     if precision is None:
         return spec
     return replace(spec, native=Precision(weights=precision, kv=spec.native.kv, head=spec.native.head))
@@ -76,8 +76,7 @@ def normalise(name: str) -> tuple[str, str | None]:
     precision = None
     for suffix, dtype in sorted(_PRECISION.items(), key=lambda item: -len(item[0])):
         if re.search(rf"-{suffix}(?=-|$)", key):
-            key, precision = re.sub(rf"-{suffix}(?=-|$)", "", key), dtype
-            break
+            key, precision = re.sub(rf"-{suffix}(?=-|$)", "", key), precision or dtype
     for candidate in _spellings(key):
         if candidate in _names():
             return candidate, precision
