@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,28 @@ from simulator.errors import InputError
 from simulator.workload.content import OUTPUT_ID_BASE
 from simulator.workload.trace import Trace
 
-__all__ = ["write_jsonl"]
+__all__ = ["write_jsonl", "write_meta"]
 
 
 def write_jsonl(trace: Trace, path: str | Path) -> None:
     """Write *trace* to *path*, whole or not at all."""
+    _write_lines(Path(path), (json.dumps(record, separators=(",", ":")) + "\n" for record in records(trace)))
+
+
+def write_meta(trace: Trace, path: str | Path) -> None:
+    """Write where *trace* comes from beside *path*, as ``<path>.meta.json``."""
     target = Path(path)
+    _write_lines(
+        target.with_name(f"{target.name}.meta.json"), [json.dumps(dict(trace.meta), indent=2) + "\n"]
+    )
+
+
+def _write_lines(target: Path, lines: Iterable[str]) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         try:
             with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(record, separators=(",", ":")) + "\n" for record in records(trace))
+                file.writelines(lines)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -122,7 +122,8 @@ def _zipf(n: int, p: Mapping[str, float], generator: np.random.Generator) -> Flo
     weights = np.arange(1, high - low + 2, dtype=np.float64) ** -p["theta"]
     cumulative = np.cumsum(weights)
     rank = np.searchsorted(cumulative, generator.random(n) * cumulative[-1], side="right")
-    return low + rank.astype(np.float64)
+    values: Floats = np.float64(low) + rank
+    return values
 
 
 def _bounds(p: Mapping[str, float]) -> tuple[int, int]:

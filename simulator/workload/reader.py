@@ -38,6 +38,9 @@ def read_trace(
     session_context: str | None = None,
     characters_per_token: float | None = None,
     columns: Mapping[str, str] | None = None,
+    window: tuple[float, float] | None = None,
+    limit: int | None = None,
+    time_scale: float | None = None,
     request_rate: float | None = None,
     seed: int = 0,
 ) -> Trace:
@@ -53,9 +56,11 @@ def read_trace(
     session_context: whether a later turn's length is the 'full' prompt or the 'delta' to its session
     characters_per_token: rule for files that hold text instead of lengths
     columns: canonical name to the file's own column name
-    request_rate: mean requests per second: stretches the arrivals of the file, or is the rate of Poisson
-    arrivals for
-        a file without times; infinite: all at once
+    window, limit: only what arrives within [start, end) s, only the first so many
+    time_scale: factor of all gaps and delays
+    request_rate: mean requests per second of what is left: stretches the arrivals of the file, or is the rate
+    of
+        Poisson arrivals for a file without times; infinite: all at once
     seed: of `spread` and of such arrivals
 
     Raises `InputError` (file:line: field: value: what is allowed), `ConfigurationError` or
@@ -73,15 +78,19 @@ def read_trace(
     timed = draft.time is not None and not bool(np.isnan(draft.time).all())
     if not timed and request_rate is None:
         raise InputError(path, "has no arrival times: say --request-rate (inf: all at once)")
-    trace = _assemble(rows, draft, importer)
     generator = np.random.default_rng(seed)
+    trace = _assemble(rows, draft, importer)
+    if not timed and request_rate is not None:
+        trace = _with_poisson_starts(trace, request_rate, generator)
     if spread == "uniform":
         trace = spread_uniform(trace, generator)
-    if request_rate is None:
-        return trace
-    if timed:
-        return trace.with_request_rate(request_rate)
-    return _with_poisson_starts(trace, request_rate, generator)
+    if window is not None:
+        trace = trace.window(*window)
+    if limit is not None:
+        trace = trace.limit(limit)
+    if time_scale is not None:
+        trace = trace.scaled(time_scale)
+    return trace if request_rate is None or not timed else trace.with_request_rate(request_rate)
 
 
 def _check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

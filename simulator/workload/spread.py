@@ -28,7 +28,7 @@ def quantum(arrival_time: Floats) -> float:
     if len(steps) == 0:
         return 0.0
     if len(known) >= 2 * (len(steps) + 1):
-        return float(np.percentile(steps, 1))
+        return round(float(np.percentile(steps, 1)), 7)
     return float(np.gcd.reduce(np.round(steps * 1e7).astype(np.int64))) / 1e7
 
 

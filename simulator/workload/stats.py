@@ -99,9 +99,10 @@ def trace_stats(trace: Trace) -> TraceStats:
 
 def index_of_dispersion(arrivals: NDArray[np.float64], width: float) -> float:
     """Variance / mean of the counts per bin of *width* s; NaN for fewer than two bins."""
-    if not width <= arrivals[-1] <= 1e8 * width:
+    bins = int(arrivals[-1] / width) if arrivals[-1] <= 1e8 * width else 0
+    if bins < 2:
         return float("nan")
-    counts = np.bincount((arrivals / width).astype(np.int64))
+    counts = np.bincount((arrivals / width).astype(np.int64), minlength=bins)[:bins]  # whole bins only
     return float(counts.var() / counts.mean())
 
 

@@ -27,14 +27,15 @@ def recognises(head: Head) -> bool:
 
 def read(rows: Rows, options: Options) -> Draft:
     """Turns at their recorded times, sessions by the chat they descend from."""
+    size = BLOCK_SIZE if options.block_size is None else options.block_size
     draft = Draft(
         rows.integers("input_length", least=1),
         rows.integers("output_length", least=0),
         time=rows.numbers("timestamp"),
         unit=time_unit(rows, options, "s"),
-        block_size=options.block_size or BLOCK_SIZE,
+        block_size=size,
     )
-    draft.content = block_runs(rows, "hash_ids", draft.input_length, draft.block_size or BLOCK_SIZE)
+    draft.content = block_runs(rows, "hash_ids", draft.input_length, size)
     root, depth, missing = descent(rows)
     draft.columns = {"session": root, "turn": depth}
     draft.meta["parents_not_in_file"] = missing

@@ -41,9 +41,9 @@ def read(rows: Rows, options: Options) -> Draft:
     certain = any(rows.has(key) for key in OWN_KEYS) or draft.time is None or whole(draft.time)
     why = "fractional timestamps may be s or ms"
     draft.unit = time_unit(rows, options, "ms" if certain else None, why)
-    draft.block_size = options.block_size or BLOCK_SIZE
     draft.content = content_runs(rows, draft.input_length)
     if draft.content is None:
+        draft.block_size = BLOCK_SIZE if options.block_size is None else options.block_size
         draft.content = block_runs(rows, "hash_ids", draft.input_length, draft.block_size)
     draft.columns = optional_columns(rows)
     draft.accumulates = options.session_context == "delta"

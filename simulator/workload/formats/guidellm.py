@@ -29,14 +29,15 @@ def read(rows: Rows, options: Options) -> Draft:
     """Either kind, by its column names."""
     if not rows.has("in"):
         return canonical.read(rows, dataclasses.replace(options, time_unit=options.time_unit or "s"))
+    size = WEKA_BLOCK_SIZE if options.block_size is None else options.block_size
     draft = Draft(
         rows.integers("in", least=1),
         rows.integers("out", least=0),
         time=rows.numbers("t"),
         unit=time_unit(rows, options, "s"),
-        block_size=options.block_size or WEKA_BLOCK_SIZE,
+        block_size=size,
     )
-    content = block_runs(rows, "hash_ids", draft.input_length, draft.block_size or WEKA_BLOCK_SIZE)
+    content = block_runs(rows, "hash_ids", draft.input_length, size)
     if content is not None and rows.has("id"):
         conversation = np.repeat(rows.names("id").codes.astype(np.int64), np.diff(content.offsets))
         ids = np.unique(np.stack((conversation, content.ids)), axis=1, return_inverse=True)[1].reshape(-1)

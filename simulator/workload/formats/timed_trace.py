@@ -22,7 +22,7 @@ def recognises(head: Head) -> bool:
 
 def read(rows: Rows, options: Options) -> Draft:
     """As canonical, with other units."""
-    unit, block_size = options.time_unit or "s", options.block_size or 16
+    unit, block_size = options.time_unit or "s", 16 if options.block_size is None else options.block_size
     return canonical.read(rows, dataclasses.replace(options, time_unit=unit, block_size=block_size))
 
 
