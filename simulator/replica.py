@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import simpy
@@ -48,7 +48,7 @@ class Replica:
         *,
         index: int = 0,
         stepped: bool = False,
-        on_leave: Callable[[int, float], None] | None = None,
+        open: bool = False,
     ) -> None:
         self.env = env
         self.scheduler = scheduler
@@ -58,12 +58,15 @@ class Replica:
         self.records = records
         self.index = index
         self.stepped = stepped
+        self.open = open
+        """Whether requests may be delivered at any time, so that what the source knows now is not all."""
         self.itl = InterTokenLatency()
         self.series = StepSeries(
             num_gpu_blocks=scheduler.num_blocks, block_size=scheduler.decoding.block_size, replica=index
         )
         self.num_iterations = 0
-        self.device_seconds = 0.0
+        self.busy_seconds = 0.0
+        """Seconds spent in iterations."""
         self._ends: list[tuple[int, int, Request]] = []
         self._num_ends = 0
         self._inflight: deque[Batch] = deque()
@@ -74,14 +77,15 @@ class Replica:
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
         self._siblings: dict[int, int] = {}  # samples of a request that still run
         self._waste = scheduler.tracks_waste
+        self._wake: simpy.Event | None = None
+        self._sleeping = False
         self.process = env.process(self._run())
 
     # the clock
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
-        depth = scheduler.depth
-        timeout = env.timeout
+        depth, timeout = scheduler.depth, env.timeout
         while True:
             now = env.now
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
@@ -95,18 +99,56 @@ class Replica:
                 self._begin(batch, now)
                 inflight.append(batch)
             if not inflight:
+                self._note_idle(now)
                 until = source.next_time if wait is None else min(wait.until, source.next_time)
-                self._idle(now)
-                if until == math.inf:
+                if until == math.inf and not self.open:
                     return
-                yield timeout(until - now)
+                yield from self._rest(until - now)
                 continue
             batch = inflight.popleft()
             durations = self._durations(batch, now)
-            seconds = durations if isinstance(durations, float) else math.fsum(durations)
-            self._note(batch, now, seconds, durations)
-            yield timeout(seconds)
+            levels = self._levels()
+            if isinstance(durations, float):
+                yield timeout(durations)
+            else:
+                durations = yield from self._sleep(durations)
+                self._advance(batch, len(durations) - 1)
+            self._note(batch, now, durations, levels)
             self._complete(batch, env.now)
+
+    def _rest(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """Idle for *seconds*, or until a request is delivered."""
+        if not self.open:
+            yield self.env.timeout(seconds)
+            return
+        self._wake = self.env.event()
+        yield self._wake if seconds == math.inf else self._wake | self.env.timeout(seconds)
+        self._wake = None
+
+    def _sleep(self, durations: Any) -> Generator[simpy.Event, Any, Any]:
+        """Sleep through iterations; a delivery ends the sleep with the iteration it falls into."""
+        env, start = self.env, self.env.now
+        self._sleeping = self.open
+        try:
+            yield env.timeout(math.fsum(durations))
+        except simpy.Interrupt:
+            elapsed, end, n = env.now - start, 0.0, 0
+            while end < elapsed:
+                end += float(durations[n])
+                n += 1
+            durations = durations[: max(n, 1)]
+            self._sleeping = False
+            yield env.timeout(max(start + math.fsum(durations) - env.now, 0.0))
+        self._sleeping = False
+        return durations
+
+    def deliver(self) -> None:
+        """Something was put into the source of an open replica: see to it at the next end of an iteration."""
+        if self._wake is not None and not self._wake.triggered:
+            self._wake.succeed()
+        elif self._sleeping:
+            self._sleeping = False
+            self.process.interrupt()
 
     def _durations(self, batch: Batch, now: float) -> Any:
         """Seconds of *batch*, or of every iteration for which it repeats until something else happens."""
@@ -130,10 +172,7 @@ class Replica:
             return first
         durations = self.steptime.segment(batch.num_decodes, batch.decode_context, n)
         n = self._until_arrival(durations, now, n)
-        if n == 1:
-            return first
-        self._advance(batch, n - 1)
-        return durations[:n]
+        return durations[:n] if n > 1 else first
 
     def _until_arrival(self, durations: Any, now: float, n: int) -> int:
         """How many of *durations* until the first end of an iteration at or after the next arrival."""
@@ -332,29 +371,33 @@ class Replica:
 
     # the run over time
 
-    def _note(self, batch: Batch, now: float, seconds: float, durations: Any) -> None:
-        n = 1 if isinstance(durations, float) else len(durations)
-        if n > 1:
-            self._note_gaps(durations, now)
-        self.num_iterations += n
-        self.device_seconds += seconds
+    def _levels(self) -> tuple[Any, ...]:
         scheduler = self.scheduler
-        used = scheduler.blocks_used
-        prefill = sum(chunk for _, chunk, _ in batch.prefills) if batch.prefills else 0
-        tokens = n * batch.num_decodes + len(batch.joining)
+        levels = (scheduler.num_waiting, scheduler.blocks_used, scheduler.blocks_cached)
+        return levels + scheduler.waste() if self._waste else levels
+
+    def _note(self, batch: Batch, start: float, durations: Any, levels: tuple[Any, ...]) -> None:
+        if isinstance(durations, float):
+            n, seconds = 1, durations
+        else:
+            n, seconds = len(durations), math.fsum(durations)
+            self._note_gaps(durations, start)
+        self.num_iterations += n
+        self.busy_seconds += seconds
+        waiting, used, cached, *waste = levels
         self.series.append(
-            now,
+            start,
             seconds,
             n,
             batch.num_decodes + len(batch.prefills),
-            scheduler.num_waiting,
+            waiting,
             batch.num_decodes,
-            prefill,
-            tokens,
+            sum(chunk for _, chunk, _ in batch.prefills) if batch.prefills else 0,
+            n * batch.num_decodes + len(batch.joining),
             used,
-            scheduler.blocks_cached,
+            cached,
             len(batch.preempted),
-            *(scheduler.waste() if self._waste else ()),
+            *waste,
         )
 
     def _note_gaps(self, durations: Any, now: float) -> None:
@@ -378,11 +421,10 @@ class Replica:
             count += 1
         return count
 
-    def _idle(self, now: float) -> None:
+    def _note_idle(self, now: float) -> None:
         scheduler = self.scheduler
-        self.series.append(
-            now, 0.0, 0, 0, scheduler.num_waiting, 0, 0, 0, scheduler.blocks_used, scheduler.blocks_cached
-        )
+        waiting, used, cached, *_ = self._levels()
+        self.series.append(now, 0.0, 0, scheduler.num_running, waiting, 0, 0, 0, used, cached)
 
 
 def _own_content(index: int) -> int:

@@ -21,8 +21,9 @@ from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.blocks import BlockManager, Hit
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
+from simulator.scheduling.system import Device, System
 
-__all__ = ["V1Rules", "VllmV1"]
+__all__ = ["SYSTEMS", "V1Rules", "VllmV1"]
 
 
 @dataclass(frozen=True)
@@ -451,3 +452,40 @@ class VllmV1(Scheduler):
         shared = blocks.num_shared * self.block_size
         held = (blocks.num_blocks - blocks.num_free) * self.block_size
         return 0.0, held + shared - tokens, 0.0, shared
+
+
+def _defaults(device: Device, huge: tuple[int, int]) -> dict[str, int]:
+    """vLLM's API server: more for large devices, A100 excepted (engine/arg_utils.py)."""
+    if device.memory_gib >= 160:
+        tokens, seqs = huge
+    elif device.memory_gib >= 70 and "a100" not in device.name:
+        tokens, seqs = 8192, 1024
+    else:
+        tokens, seqs = 2048, 256
+    return {"max_num_batched_tokens": tokens, "max_num_seqs": seqs}
+
+
+SYSTEMS = (
+    System(
+        name="vllm",
+        version="0.33.0",
+        summary="one token budget, running requests first, chunked prefill, prefix cache, recompute, one step ahead",
+        source="vLLM 0.33.0, v1/core/sched/scheduler.py",
+        status="recorded",
+        policy="vllm_v1:VllmV1",
+        fixed={"rules": V1_RULES["0.33"]},
+        defaults=lambda device: {**_defaults(device, (16384, 1024)), "async_scheduling": True},
+    ),
+    System(
+        name="vllm-0.11",
+        version="0.11.2",
+        summary="V1 before prompts were reserved in full at admission; schedules after each step",
+        source="vLLM 0.11.2, v1/core/sched/scheduler.py",
+        status="read",
+        policy="vllm_v1:VllmV1",
+        fixed={"rules": V1_RULES["0.11"]},
+        defaults=lambda device: _defaults(device, (8192, 1024)),
+        memory="vllm-0.11",
+        traits="vllm-0.11",
+    ),
+)

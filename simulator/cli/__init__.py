@@ -1,0 +1,40 @@
+"""The ``sim`` command: parse, call, print.
+
+One module per command. A module imports nothing heavy at its top, so that ``sim --help`` is quick; this is the top
+layer, which may import every package and is imported by none.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from simulator.cli import conform, run, systems
+from simulator.errors import SimError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sim",
+    help="Say how an LLM serving system will behave on given hardware under given traffic.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("systems")(systems.systems)
+app.command("conform")(conform.conform)
+
+
+def main() -> None:
+    """Run the command line; a `SimError` is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SimError as error:
+        print(f"sim: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,218 @@
+"""``sim run``: replay a trace against a deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from simulator.deployment import Deployment
+    from simulator.workload import Trace
+
+__all__ = ["run"]
+
+TRAFFIC, WHERE, LIMITS, OUTPUT = "Traffic", "Deployment", "Limits", "Results"
+
+
+def run(
+    trace: Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Option(help="Name in the zoo or path of a config.json.", rich_help_panel=WHERE)
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Name or path of a hardware profile.", rich_help_panel=WHERE)] = None,
+    system: Annotated[str | None, typer.Option(help="Serving system, see `sim systems`.", rich_help_panel=WHERE)] = None,
+    deployment: Annotated[
+        Path | None, typer.Option("--deployment", "-c", help="YAML file; options override it.", rich_help_panel=WHERE)
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.", rich_help_panel=WHERE)
+    ] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option("--pipeline-parallel-size", "--pp", help="Pipeline stages.", rich_help_panel=WHERE)
+    ] = None,
+    num_replicas: Annotated[int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)] = None,
+    dtype: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …", rich_help_panel=WHERE)] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.", rich_help_panel=WHERE)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Running sequences at most.", rich_help_panel=LIMITS)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens per step.", rich_help_panel=LIMITS)] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.", rich_help_panel=LIMITS)] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.", rich_help_panel=LIMITS)] = None,
+    num_gpu_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks, instead of what the memory gives.", rich_help_panel=LIMITS)
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of the memory the system may use.", rich_help_panel=LIMITS)
+    ] = None,
+    enable_prefix_caching: Annotated[
+        bool | None,
+        typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.", rich_help_panel=LIMITS),
+    ] = None,
+    scheduling_policy: Annotated[str | None, typer.Option(help="fcfs or priority.", rich_help_panel=LIMITS)] = None,
+    default_max_tokens: Annotated[
+        str | None,
+        typer.Option(help="Output limit where the trace has none: a number, pow2 or exact.", rich_help_panel=LIMITS),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="NAME=VALUE of the system's own, see `sim systems NAME`.", rich_help_panel=LIMITS),
+    ] = None,
+    request_rate: Annotated[
+        float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.", rich_help_panel=TRAFFIC)
+    ] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most.", rich_help_panel=TRAFFIC)] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Only the first so many requests.", rich_help_panel=TRAFFIC)] = None,
+    trace_format: Annotated[
+        str | None, typer.Option("--format", help="Format of the trace, where it is ambiguous.", rich_help_panel=TRAFFIC)
+    ] = None,
+    time_unit: Annotated[str | None, typer.Option(help="s, ms or us, where ambiguous.", rich_help_panel=TRAFFIC)] = None,
+    spread: Annotated[
+        str, typer.Option(help="uniform spreads arrivals within a quantised clock's tick.", rich_help_panel=TRAFFIC)
+    ] = "none",
+    seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=TRAFFIC)] = 0,
+    goodput: Annotated[
+        list[str] | None, typer.Option(help="Objective in ms, e.g. ttft:2000; may be repeated.", rich_help_panel=OUTPUT)
+    ] = None,
+    percentile_metrics: Annotated[str, typer.Option(help="Latencies to print.", rich_help_panel=OUTPUT)] = "ttft,tpot,itl",
+    metric_percentiles: Annotated[str, typer.Option(help="Percentiles to print.", rich_help_panel=OUTPUT)] = "99",
+    out: Annotated[Path | None, typer.Option(help="Write a run directory.", rich_help_panel=OUTPUT)] = None,
+    save_detailed: Annotated[
+        bool, typer.Option("--save-detailed", help="Per-request arrays in summary.json.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.", rich_help_panel=OUTPUT)] = False,
+) -> None:
+    """Replay TRACE against a serving system and print what users would feel."""
+    options = dict(locals())
+    from simulator.results import check_replaceable, format_table, parse_goodput, write_run
+    from simulator.simulation import simulate
+
+    objectives = parse_goodput(goodput or [])
+    percentiles = _numbers("metric-percentiles", metric_percentiles)
+    resolved = _deployment(options).resolve()
+    if out is not None:
+        check_replaceable(out)
+    requests = _trace(options)
+    if not quiet:
+        _print_header(resolved, requests)
+    result = _with_progress(simulate, quiet)(
+        requests, resolved, goodput=objectives, percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles})
+    )
+    if out is not None:
+        write_run(out, result.run(seed=seed), detailed=save_detailed)
+    table = format_table(
+        result.summary,
+        percentile_metrics=[name.strip() for name in percentile_metrics.split(",")],
+        percentiles=percentiles,
+        request_rate=requests.request_rate,
+        max_concurrency=requests.max_concurrency,
+    )
+    typer.echo(table, nl=False)
+    for line in result.warnings:
+        typer.echo(f"warning: {line}")
+    if out is not None and not quiet:
+        typer.echo(f"written to {out}")
+
+
+DEPLOYMENT_OPTIONS = (
+    "model",
+    "gpu",
+    "system",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "num_replicas",
+    "dtype",
+    "kv_cache_dtype",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "num_gpu_blocks",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+    "scheduling_policy",
+    "default_max_tokens",
+)
+
+
+def _deployment(options: dict[str, Any]) -> Deployment:
+    """The deployment file, overruled by the options that were given."""
+    from simulator.deployment import Deployment
+
+    path = options["deployment"]
+    stated = Deployment.load(path).model_dump(exclude_unset=True) if path else {}
+    stated |= {name: options[name] for name in DEPLOYMENT_OPTIONS if options[name] is not None}
+    limit = stated.get("default_max_tokens")
+    if isinstance(limit, str) and limit.isdecimal():
+        stated["default_max_tokens"] = int(limit)
+    if options["option"]:
+        stated["options"] = {**stated.get("options", {}), **dict(_pair(text) for text in options["option"])}
+    return Deployment.of(**stated)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from simulator.errors import ConfigurationError
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--option {text!r}: must be NAME=VALUE")
+    return name.strip().replace("-", "_"), yaml.safe_load(value)
+
+
+def _trace(options: dict[str, Any]) -> Trace:
+    from simulator.workload import read_trace
+
+    trace = read_trace(
+        options["trace"],
+        format=options["trace_format"],
+        time_unit=options["time_unit"],
+        spread=options["spread"],
+        seed=options["seed"],
+    )
+    if options["num_prompts"] is not None:
+        trace = trace.limit(options["num_prompts"])
+    if options["request_rate"] is not None:
+        trace = trace.with_request_rate(options["request_rate"])
+    if options["max_concurrency"] is not None:
+        trace = trace.with_max_concurrency(options["max_concurrency"])
+    return trace
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    from simulator.errors import ConfigurationError
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigurationError(f"--{name} {text!r}: must be numbers separated by commas") from None
+    if not all(0 <= number <= 100 for number in numbers):
+        raise ConfigurationError(f"--{name} {text!r}: must be from 0 to 100")
+    return numbers
+
+
+def _print_header(resolved: Any, trace: Trace) -> None:
+    typer.echo(resolved.title)
+    typer.echo(f"  trace: {len(trace)} requests over {trace.duration:.1f} s, {trace.request_rate:.4g} requests/s")
+    for line in resolved.provenance:
+        typer.echo(f"  {line}")
+    typer.echo(f"  defaults: {'; '.join(resolved.chosen) or 'none'}")
+
+
+def _with_progress(simulate: Any, quiet: bool) -> Any:
+    """*simulate* with a bar on a terminal, for runs long enough to want one."""
+    import sys
+
+    if quiet or not sys.stderr.isatty():
+        return simulate
+
+    def with_bar(*args: Any, **options: Any) -> Any:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("simulating", total=1.0)
+            return simulate(*args, **options, progress=lambda done: bar.update(task, completed=done))
+
+    return with_bar

@@ -1,0 +1,313 @@
+"""What is deployed: model × GPU × parallelism × system × limits, and the defaults that fill the rest.
+
+A `Deployment` is what a user states, in a YAML file or on the command line. `Deployment.resolve` looks everything up,
+lets the system choose what was left open as it would on that device, works out how many KV blocks there are, and
+remembers every choice that was made for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwprofiles import HardwareProfile, load_profile
+from simulator.errors import ConfigurationError, InputError
+from simulator.memory import MemoryBudget, kv_budget
+from simulator.models import ModelSpec, Precision, dtype, load_model
+from simulator.scheduling import Scheduler
+from simulator.scheduling.system import Device, System, find_system
+from simulator.steptime import Parallelism, StepTime, load_traits
+from simulator.steptime.laws import LawSet
+
+__all__ = ["Deployment", "Resolved"]
+
+DEFAULT_MODEL = "llama-3.1-8b"
+GIB = 2**30
+COMMON = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "long_prefill_token_threshold",
+    "async_scheduling",
+)
+
+
+class Deployment(BaseModel):
+    """One replica's worth of serving system, and how many of them.
+
+    Names are vLLM's. None leaves a limit to the system's own default for the device. ``options`` holds what only this
+    system knows, under its own flag names.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = DEFAULT_MODEL
+    gpu: str = "h100"
+    system: str = "vllm"
+    tensor_parallel_size: int = Field(1, ge=1, le=1024)
+    pipeline_parallel_size: int = Field(1, ge=1, le=64)
+    data_parallel_size: int = Field(1, ge=1, le=1024)
+    expert_parallel_size: int = Field(1, ge=1, le=1024)
+    num_replicas: int = Field(1, ge=1, le=10_000)
+    dtype: str | None = None
+    kv_cache_dtype: str | None = None
+    max_model_len: int | None = Field(None, ge=1)
+    max_num_seqs: int | None = Field(None, ge=1)
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    block_size: int | None = Field(None, ge=1)
+    num_gpu_blocks: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    scheduling_policy: Literal["fcfs", "priority"] | None = None
+    long_prefill_token_threshold: int | None = Field(None, ge=0)
+    async_scheduling: bool | None = None
+    default_max_tokens: int | str = "pow2"
+    router: str = "round-robin"
+    options: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, **values: Any) -> Deployment:
+        """A deployment from keyword arguments. Raises `ConfigurationError` with one line for what is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_first_problem(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Deployment:
+        """Read a YAML file. Raises `InputError` naming file, field, value and what is allowed."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(path, f"cannot be read: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise InputError(path, "must hold a mapping of deployment options")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise InputError(path, _first_problem(error)) from None
+        except TypeError as error:
+            raise InputError(path, f"option names must be text: {error}") from None
+
+    def resolve(self) -> Resolved:
+        """Look everything up and choose what was left open."""
+        model, profile, system = load_model(self.model), load_profile(self.gpu), find_system(self.system)
+        chosen: list[str] = []
+        for name in ("model", "gpu", "system", "default_max_tokens"):
+            if name not in self.model_fields_set:
+                chosen.append(f"{name}: {getattr(self, name)}")
+        parallelism = Parallelism(
+            self.tensor_parallel_size,
+            self.pipeline_parallel_size,
+            self.data_parallel_size,
+            self.expert_parallel_size,
+        )
+        _check_division(model, parallelism)
+        precision = self._precision(model, profile, chosen)
+        limits = self._limits(system, profile, parallelism, model, chosen)
+        budget = self._budget(model, profile, parallelism, precision, system, limits)
+        warnings = self._fit_context(model, limits, budget, chosen)
+        traits = load_traits(
+            system.traits,
+            max_num_seqs=limits.get("max_num_seqs", 256),
+            max_num_batched_tokens=limits.get("max_num_batched_tokens"),
+            host=profile.host,
+        )
+        laws = LawSet.from_profile(profile)
+        return Resolved(
+            deployment=self,
+            model=model,
+            profile=profile,
+            system=system,
+            parallelism=parallelism,
+            precision=precision,
+            limits=limits,
+            budget=budget,
+            steptime=StepTime(model, laws, parallelism, traits, precision),
+            chosen=chosen,
+            warnings=warnings,
+        )
+
+    def _precision(self, model: ModelSpec, profile: HardwareProfile, chosen: list[str]) -> Precision:
+        native = model.native
+        weights = dtype(self.dtype).name if self.dtype else native.weights
+        kv = dtype(self.kv_cache_dtype).name if self.kv_cache_dtype else native.kv
+        if self.dtype is None:
+            chosen.append(f"dtype: {weights} (as published)")
+        law = dtype(weights).law.removesuffix("_wo")
+        if not dtype(weights).law.endswith("_wo") and law not in profile.peak_flops:
+            have = ", ".join(sorted(profile.peak_flops))
+            raise ConfigurationError(f"dtype {weights}: {profile.name} does not multiply in it; it has {have}")
+        return Precision(weights, kv, native.moe if self.dtype is None else None, native.head)
+
+    def _limits(
+        self,
+        system: System,
+        profile: HardwareProfile,
+        parallelism: Parallelism,
+        model: ModelSpec,
+        chosen: list[str],
+    ) -> dict[str, Any]:
+        """The policy's arguments: the system's defaults for the device, overruled by what was stated."""
+        options = system.options
+        device = Device(profile.name, profile.memory_bytes / GIB, parallelism.num_gpus)
+        limits = dict(system.defaults(device))
+        stated: dict[str, Any] = {name: getattr(self, name) for name in COMMON if getattr(self, name) is not None}
+        if self.scheduling_policy is not None:
+            stated["policy"] = self.scheduling_policy
+        stated |= self.options
+        for name in stated:
+            if name not in options:
+                raise ConfigurationError(
+                    f"system {system.name} has no option {name!r}; it has {', '.join(options)}"
+                )
+        limits |= stated
+        if "block_size" in options:
+            limits.setdefault("block_size", system.block_size)
+        if "max_model_len" in options:
+            limits.setdefault("max_model_len", model.max_position_embeddings)
+        chosen += [f"{name}: {value} ({system.name})" for name, value in limits.items() if name not in stated]
+        return limits
+
+    def _budget(
+        self,
+        model: ModelSpec,
+        profile: HardwareProfile,
+        parallelism: Parallelism,
+        precision: Precision,
+        system: System,
+        limits: dict[str, Any],
+    ) -> MemoryBudget:
+        return kv_budget(
+            model,
+            profile,
+            parallelism,
+            system.memory,
+            self.gpu_memory_utilization,
+            limits.get("block_size", system.block_size),
+            precision,
+            limits.get("max_num_batched_tokens", 8192),
+            limits.get("max_num_seqs", 256),
+        )
+
+    def _fit_context(
+        self, model: ModelSpec, limits: dict[str, Any], budget: MemoryBudget, chosen: list[str]
+    ) -> list[str]:
+        """A sequence of ``max_model_len`` tokens must fit the cache; a context that nobody asked for is cut to it."""
+        blocks = self.num_gpu_blocks or budget.num_gpu_blocks
+        room, wanted = blocks * budget.block_size, limits.get("max_model_len")
+        if self.max_model_len is not None and self.max_model_len > model.max_position_embeddings:
+            raise ConfigurationError(
+                f"max_model_len {self.max_model_len}: {model.name} has a context of {model.max_position_embeddings}"
+            )
+        if wanted is None or wanted <= room:
+            return []
+        if self.max_model_len is not None:
+            raise ConfigurationError(
+                f"max_model_len {wanted}: one such sequence does not fit the KV cache of {blocks} blocks, {room} tokens"
+            )
+        limits["max_model_len"] = room
+        chosen.append(f"max_model_len: {room} (all the KV cache; the model's context is {wanted})")
+        return [f"the model's context of {wanted} tokens does not fit the KV cache: cut to {room}"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A deployment with everything looked up: what a simulation is built from."""
+
+    deployment: Deployment
+    model: ModelSpec
+    profile: HardwareProfile
+    system: System
+    parallelism: Parallelism
+    precision: Precision
+    limits: dict[str, Any]
+    budget: MemoryBudget
+    steptime: StepTime
+    chosen: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_gpu_blocks(self) -> int:
+        """KV blocks of one replica."""
+        return self.deployment.num_gpu_blocks or self.budget.num_gpu_blocks
+
+    def scheduler(self, **more: Any) -> Scheduler:
+        """A fresh policy object for one replica."""
+        size = self.num_gpu_blocks * (self.budget.block_size if self.system.capacity_in_tokens else 1)
+        return self.system.scheduler(**{self.system.capacity: size}, **self.limits, **more)
+
+    @property
+    def scheduler_factory(self) -> Callable[[], Scheduler]:
+        """`scheduler`, as a function for each new replica."""
+        return self.scheduler
+
+    @property
+    def title(self) -> str:
+        """What is deployed, in a few words."""
+        d, n = self.deployment, self.parallelism.num_gpus
+        replicas = f"{d.num_replicas} × " if d.num_replicas > 1 else ""
+        return f"{self.model.name} on {replicas}{n} × {self.profile.name}, {self.system.name} {self.system.version}"
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.parallelism.num_gpus * self.deployment.num_replicas
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything resolved, as plain values: enough to run it again."""
+        stated = self.deployment.model_dump(exclude={"options"}, exclude_none=True)
+        common = {name: value for name, value in self.limits.items() if name in COMMON}
+        options = {name: value for name, value in self.limits.items() if name not in COMMON and name != "policy"}
+        return {
+            **stated,
+            **common,
+            "dtype": self.precision.weights,
+            "kv_cache_dtype": self.precision.kv,
+            "num_gpu_blocks": self.num_gpu_blocks,
+            "options": {**options, **self.deployment.options},
+        }
+
+    @property
+    def provenance(self) -> list[str]:
+        """What the numbers rest on, one line each."""
+        traits = self.steptime.traits
+        blocks = "stated" if self.deployment.num_gpu_blocks else f"rule {self.budget.rule.source}"
+        return [
+            f"profile {self.profile.name}: {self.profile.provenance}",
+            f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
+            f"host costs: {traits.status}; {traits.source}",
+            f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",
+        ]
+
+
+def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:
+    if model.num_attention_heads % parallelism.tp:
+        raise ConfigurationError(
+            f"tensor_parallel_size {parallelism.tp}: must divide the {model.num_attention_heads} attention heads "
+            f"of {model.name}"
+        )
+    if parallelism.pp > model.num_layers:
+        raise ConfigurationError(
+            f"pipeline_parallel_size {parallelism.pp}: {model.name} has {model.num_layers} layers"
+        )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {place!r}; known: {', '.join(sorted(Deployment.model_fields))}"
+    return f"{place}: {problem['input']!r}: {problem['msg']}"

@@ -1,0 +1,102 @@
+"""Named serving systems: a policy with its memory rule, its defaults and the release it models."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from simulator.errors import ConfigurationError, UnknownNameError
+from simulator.scheduling.base import Scheduler
+
+__all__ = ["Device", "System", "find_system", "list_systems"]
+
+MODULES = ("vllm_v1",)
+"""Modules of this package that define ``SYSTEMS``."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a system looks at when it chooses its defaults. *memory_gib* is per GPU."""
+
+    name: str
+    memory_gib: float
+    num_gpus: int = 1
+
+
+def _none(device: Device) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class System:
+    """One serving system.
+
+    *policy* is ``module:Class`` in this package; *fixed* arguments make the policy this system and cannot be changed;
+    *defaults* gives the system's own defaults for a device. *capacity* is the policy's argument that takes the size of the KV
+    cache, in blocks or, with ``capacity_in_tokens``, in tokens. *memory* and *traits* name the rule for the KV budget and
+    the host costs. *status*: ``recorded`` (identical to recorded decisions), ``read`` (from its source) or ``inferred``.
+    """
+
+    name: str
+    version: str
+    summary: str
+    source: str
+    status: str
+    policy: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Callable[[Device], dict[str, Any]] = _none
+    block_size: int = 16
+    memory: str = "vllm"
+    traits: str = "vllm"
+    capacity: str = "num_gpu_blocks"
+    capacity_in_tokens: bool = False
+    same_as: str | None = None
+    """The system whose decisions and costs this one shares, where it is only another name for them."""
+
+    @property
+    def policy_class(self) -> type[Scheduler]:
+        module, name = self.policy.split(":")
+        cls: type[Scheduler] = getattr(importlib.import_module(f"simulator.scheduling.{module}"), name)
+        return cls
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the limits and switches that can be set."""
+        inner = {"self", "explicit", "track_ids", *self.fixed}
+        return tuple(name for name in inspect.signature(self.policy_class).parameters if name not in inner)
+
+    def scheduler(self, **options: Any) -> Scheduler:
+        """A policy object. Raises `ConfigurationError` for an option the system does not have."""
+        known = inspect.signature(self.policy_class).parameters
+        for name in options:
+            if name not in known or name in self.fixed:
+                raise ConfigurationError(
+                    f"system {self.name} has no option {name!r}; it has {', '.join(self.options)}"
+                )
+        return self.policy_class(**self.fixed, **options)
+
+
+@cache
+def _registry() -> dict[str, System]:
+    found: dict[str, System] = {}
+    for module in MODULES:
+        for system in importlib.import_module(f"simulator.scheduling.{module}").SYSTEMS:
+            found[system.name] = system
+    return found
+
+
+def list_systems() -> list[System]:
+    """Every system, by name."""
+    return [system for _, system in sorted(_registry().items())]
+
+
+def find_system(name: str) -> System:
+    """The system called *name*. Raises `UnknownNameError`."""
+    system = _registry().get(name.lower())
+    if system is None:
+        raise UnknownNameError("system", name, _registry())
+    return system

@@ -1,0 +1,168 @@
+"""One simulation: a trace, a deployment, and what came of it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import simpy
+
+from simulator.cluster import Cluster
+from simulator.deployment import Deployment, Resolved
+from simulator.errors import ConfigurationError
+from simulator.results import (
+    Categories,
+    InterTokenLatency,
+    Records,
+    Run,
+    StepSeries,
+    Summary,
+    summarize,
+)
+from simulator.workload import Trace
+from simulator.workload.limits import resolve_max_tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Result", "simulate"]
+
+PROGRESS_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished simulation. Times in seconds of the simulated clock, from the trace's start."""
+
+    trace: Trace
+    resolved: Resolved
+    records: Records
+    series: Sequence[StepSeries]
+    itl: InterTokenLatency
+    summary: Summary
+    num_iterations: int
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """One row per request."""
+        return self.records.to_frame()
+
+    @property
+    def timeseries(self) -> pd.DataFrame:
+        """Batch, queue and KV cache over time, one row per point and replica."""
+        import pandas as pd
+
+        return pd.concat([series.to_frame() for series in self.series], ignore_index=True)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing the numbers."""
+        lines = list(self.resolved.warnings)
+        if self.summary.overload is not None:
+            lines.append(self.summary.overload.text())
+        return lines
+
+    def run(self, **metadata: Any) -> Run:
+        """What goes into a run directory or a report."""
+        resolved, trace = self.resolved, self.trace
+        return Run(
+            summary=self.summary,
+            title=resolved.title,
+            config={"deployment": resolved.config, "trace": dict(trace.meta)},
+            metadata={
+                "date": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
+                "backend": f"{resolved.system.name} {resolved.system.version} (simulated)",
+                "label": None,
+                "model_id": resolved.model.name,
+                "tokenizer_id": resolved.model.name,
+                "num_prompts": len(trace),
+                "request_rate": "inf" if trace.request_rate == float("inf") else trace.request_rate,
+                "max_concurrency": trace.max_concurrency,
+                **metadata,
+            },
+            provenance=resolved.provenance,
+            defaults=resolved.chosen,
+            warnings=self.warnings,
+        )
+
+
+def simulate(
+    trace: Trace,
+    deployment: Deployment | Resolved,
+    *,
+    goodput: Mapping[str, float] | None = None,
+    percentiles: Sequence[float] = (50, 90, 95, 99),
+    progress: Callable[[float], None] | None = None,
+    stepped: bool = False,
+    until: float | None = None,
+) -> Result:
+    """Replay *trace* against *deployment*.
+
+    *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction of the requests
+    that have left. *stepped* takes every iteration by itself (slow; the same decisions). *until* (s) cuts the run off.
+    Raises `SimError`.
+    """
+    resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
+    if until is not None and not until > 0:
+        raise ConfigurationError(f"until {until}: must be above 0")
+    max_tokens = resolve_max_tokens(trace, resolved.deployment.default_max_tokens)
+    env = simpy.Environment()
+    cluster = Cluster(
+        env,
+        trace,
+        max_tokens,
+        resolved.scheduler_factory,
+        resolved.steptime,
+        num_replicas=resolved.deployment.num_replicas,
+        router=resolved.deployment.router,
+        stepped=stepped,
+    )
+    _run(env, cluster, trace, progress, until)
+    itl = cluster.replicas[0].itl
+    for replica in cluster.replicas[1:]:
+        itl.merge(replica.itl)
+    series = [replica.series for replica in cluster.replicas]
+    records = cluster.records.build(
+        model=_categories(trace.model),
+        tenant=_categories(trace.tenant),
+        slo_class=_categories(trace.slo_class),
+        request_id=trace.request_id,
+    )
+    summary = summarize(
+        records, itl, series, goodput=goodput, percentiles=percentiles, end_time=until,
+        injected=None if until is not None else len(trace),
+    )
+    iterations = sum(replica.num_iterations for replica in cluster.replicas)
+    return Result(trace, resolved, records, series, itl, summary, iterations)
+
+
+def _run(
+    env: simpy.Environment,
+    cluster: Cluster,
+    trace: Trace,
+    progress: Callable[[float], None] | None,
+    until: float | None,
+) -> None:
+    if progress is None:
+        env.run(until)
+        return
+    env.process(_report(env, cluster, trace, progress))
+    env.run(until)
+    progress(1.0)
+
+
+def _report(env: simpy.Environment, cluster: Cluster, trace: Trace, progress: Callable[[float], None]) -> Any:
+    """Tell how far the run is, at a few hundred moments of the simulated clock."""
+    span, total = max(trace.duration, 1.0) / PROGRESS_STEPS, len(trace)
+    while True:
+        yield env.timeout(span)
+        left = sum(1 for t in cluster.records.finish_time if t == t)
+        progress(left / total)
+        if left >= total:
+            return
+
+
+def _categories(column: Any) -> Categories | None:
+    return Categories(column.codes, column.names) if len(column.names) else None
