@@ -36,7 +36,7 @@ Rule = tuple[str, Callable[[re.Match[str]], float], str]
 NUMBER = r"(\d+(?:\.\d+)?)"
 CELL_RULES: tuple[Rule, ...] = (
     (rf"{NUMBER}", lambda m: float(m[1]), ""),
-    (rf"{NUMBER}/{NUMBER}", lambda m: min(float(m[1]), float(m[2])), "two versions exist; the smaller is taken"),
+    (rf"{NUMBER}/{NUMBER}", lambda m: min(float(m[1]), float(m[2])), "the smaller of two versions"),
     (rf"{NUMBER}\?", lambda m: float(m[1]), "low confidence"),
     (rf"{NUMBER} GPU\?", lambda m: float(m[1]), "not verified"),
     (rf"{NUMBER} \(.+\)", lambda m: float(m[1]), "the figure before the brackets is taken"),
@@ -46,7 +46,7 @@ CELL_RULES: tuple[Rule, ...] = (
 
 
 def read_number(text: str) -> tuple[float | None, str]:
-    """The number in a cell and the rule that was needed to read it ("" for a plain number); none for an empty cell.
+    """The number in a cell (none if empty) and a note of the rule that was needed ("" for a plain number).
 
     Raises `ValueError` for text that no rule reads.
     """
@@ -129,8 +129,8 @@ MEMORY_DEFAULTS: dict[str, Any] = {
     "nccl_bytes": 370e6,
     "source": {
         "kind": "default",
-        "text": "visible: torch.cuda total_memory in public logs; context 650 MB (gpu_poor); activations 11 x tokens "
-        "x hidden x 2 B at tp 1 and NCCL 342-392 MB (aiconfigurator); graph pool: assumed",
+        "text": "visible: torch.cuda total_memory in public logs; context 650 MB (gpu_poor); activations "
+        "11 x tokens x hidden x 2 B at tp 1 and NCCL 342-392 MB (aiconfigurator); graph pool assumed",
     },
 }
 HOST_DEFAULTS: dict[str, Any] = {

@@ -8,7 +8,7 @@ __all__ = ["DEFAULT_LAWS", "DTYPE_RELATIVES"]
 
 
 def default_law(
-    family: str, dtype: str, form: str, text: str, spread: float, variant: str = "", **numbers: float
+    family: str, dtype: str, form: str, text: str, spread: float, numbers: dict[str, float], variant: str = ""
 ) -> Law:
     """A law that nobody has fitted, with the *text* that says why."""
     return Law.model_validate(
@@ -25,24 +25,41 @@ def default_law(
 
 
 PEER = "aiconfigurator's element-wise rule, bytes / (0.8 W) + 3 us"
-GRAPH = "mid-field of the measured devices"
+MID = "mid-field of the measured devices"
 RING = "ring over the datasheet link at 0.8 of its rate"
+SAMPLER = "logits read five times in fp32 by sort-free kernels, assumed"
+LATENCY = {"t0": 1.2e-5, "per_gpu": 8e-7, "eb": 0.8, "p": 1.5}
+TILED = {
+    "t0": 4.0e-6,
+    "eb": 0.82,
+    "p": 2.0,
+    "wave": 0.4,
+    "ec_256": 0.8,
+    "ec_128": 0.7,
+    "ec_64": 0.5,
+    "ec_32": 0.35,
+}
+PREFILL = {"t0": 1.2e-5, "ec": 0.6, "eb": 0.6, "p": 1.5, "tile": 2e-9, "pack": 0.0}
+DECODE = {"t0": 1.1e-5, "ec": 0.4, "eb": 0.85, "p": 1.7, "unit": 2.5e-8, "skew": 0.04}
+MOE = {"t0": 2.0e-5, "ec": 0.6, "eb": 0.8, "ea": 0.7, "p": 1.5}
 
 DEFAULT_LAWS: tuple[Law, ...] = (
-    default_law("gemm", "bf16", "pnorm", GRAPH, 0.2, t0=4.0e-6, ec=0.75, eb=0.82, p=2.5),
-    default_law("prefill_attention", "bf16", "pnorm", GRAPH, 0.25, t0=1.2e-5, ec=0.55, eb=0.6, p=1.5),
-    default_law("decode_attention", "bf16", "pnorm_seq", GRAPH, 0.25, t0=1.1e-5, ec=0.5, eb=0.85, p=1.7, tb=1e-7, skew=0.04),
-    default_law("moe", "bf16", "pnorm", GRAPH, 0.25, t0=2.0e-5, ec=0.5, eb=0.8, p=2.0),
-    default_law("elementwise", "bf16", "linear", PEER, 0.3, t0=3.0e-6, eb=0.8),
-    default_law("kv_write", "bf16", "linear", PEER, 0.3, t0=3.0e-6, eb=0.6),
-    default_law("sampling", "fp32", "linear", "logits read five times in fp32 by sort-free kernels", 0.5, t0=4.0e-5,
-                eb=0.6, passes=5.0),
-    default_law("all_reduce", "bf16", "ring", RING, 0.3, variant="nccl", t0=1.5e-5, per_gpu=4e-7, eb=0.8),
-    default_law("all_reduce", "bf16", "ring", RING, 0.3, variant="custom", t0=5.0e-6, per_gpu=2e-7, eb=0.7),
-    default_law("all_gather", "bf16", "ring", RING, 0.3, variant="nccl", t0=1.5e-5, per_gpu=4e-7, eb=0.8),
-    default_law("reduce_scatter", "bf16", "ring", RING, 0.3, variant="nccl", t0=1.5e-5, per_gpu=4e-7, eb=0.8),
-    default_law("all_to_all", "bf16", "ring", RING, 0.3, variant="nccl", t0=1.5e-5, per_gpu=4e-7, eb=0.8),
-)  # fmt: skip
+    default_law("gemm", "bf16", "tiled", MID, 0.2, TILED),
+    default_law("prefill_attention", "bf16", "tiles", MID, 0.25, PREFILL),
+    default_law("decode_attention", "bf16", "units", MID, 0.25, DECODE),
+    default_law("moe", "bf16", "experts", MID, 0.25, MOE),
+    default_law("elementwise", "bf16", "stream", PEER, 0.3, {"t0": 3.0e-6, "eb": 0.8}),
+    default_law("kv_write", "bf16", "stream", PEER, 0.3, {"t0": 3.0e-6, "eb": 0.6}),
+    default_law("sampling", "fp32", "stream", SAMPLER, 0.5, {"t0": 4.0e-5, "eb": 0.6, "passes": 5.0}),
+    default_law("all_reduce", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
+    default_law("all_reduce", "bf16", "ring", RING, 0.3, LATENCY | {"t0": 4e-6, "per_gpu": 2e-7}, "custom"),
+    default_law(
+        "all_reduce", "bf16", "ring", RING, 0.3, LATENCY | {"t0": 2e-5, "per_gpu": 3e-7}, "custom_eager"
+    ),
+    default_law("all_gather", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
+    default_law("reduce_scatter", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
+    default_law("all_to_all", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
+)
 
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "bf16")
 

@@ -1,8 +1,9 @@
 """Finding a profile by name, alias or path, and filling what it has not measured.
 
-A device without measurements takes the laws of its *relative*: their coefficients are efficiencies, so putting
-them beside the other datasheet is the scaling. A dtype without measurements takes the law of the nearest dtype.
-Either is labelled ``scaled``; what nobody measured is filled by `DEFAULT_LAWS` and labelled ``default``.
+A device without measurements takes the laws of its *relative*: their coefficients are efficiencies, so
+putting them beside the other datasheet is the scaling. A dtype without measurements takes the law of the
+nearest dtype. Either is labelled ``scaled``; what nobody measured is filled by `DEFAULT_LAWS` and labelled
+``default``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from hwprofiles.defaults import DEFAULT_LAWS, DTYPE_RELATIVES, WEIGHT_ONLY
 from hwprofiles.dtypes import DTYPES
-from hwprofiles.schema import HardwareProfile, Law, Source
+from hwprofiles.schema import HardwareProfile, Law, Source, SourceKind
 from simulator.errors import InputError, UnknownNameError
 
 __all__ = ["alias_names", "list_profiles", "load_profile"]
@@ -129,7 +130,7 @@ def _fill_dtype(
 
 def _scaled(law: Law, text: str) -> Law:
     """*law* on another device or dtype: the same efficiencies, no claim of a held-out error."""
-    kind = "default" if law.source.kind == "default" else "scaled"
+    kind: SourceKind = "default" if law.source.kind == "default" else "scaled"
     source = Source(kind=kind, text=law.source.text if kind == "default" else text, date=law.source.date)
     spread = law.spread if kind == "default" else max(law.spread, SCALED_SPREAD)
     return law.model_copy(update={"source": source, "held_out": None, "spread": spread, "quantiles": {}})

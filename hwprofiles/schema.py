@@ -6,13 +6,14 @@ step). A law is four numbers or so per device, operator family and dtype,
 
     t = t0 + ((F / (ec P))^p + (B / (eb W))^p)^(1/p)
 
-with F FLOPs, B bytes, P peak and W bandwidth of the datasheet; inside its fitted range it may carry a residual
-on at most 200 knots.
+with F FLOPs, B bytes, P peak and W bandwidth of the datasheet; inside its fitted range it may carry a
+residual on at most 200 knots.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,19 +35,6 @@ __all__ = [
 MAX_KNOTS = 200
 """Most residual knots one law may carry."""
 
-FAMILIES = (
-    "gemm",
-    "prefill_attention",
-    "decode_attention",
-    "moe",
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "all_to_all",
-    "elementwise",
-    "sampling",
-    "kv_write",
-)
 Family = Literal[
     "gemm",
     "prefill_attention",
@@ -77,7 +65,7 @@ class Source(Record):
     """Where a block's numbers come from."""
 
     kind: SourceKind
-    """measured on this device, fitted to a data set of this device, scaled from another, datasheet or default."""
+    """Measured on or fitted to data of this device, scaled from another, of the datasheet, or a default."""
     text: str
     """The data set, document or device in words."""
     date: str | None = None
@@ -142,7 +130,7 @@ class Residual(Record):
         if size > MAX_KNOTS:
             raise ValueError(f"residual: {size} knots, at most {MAX_KNOTS}")
         for name, knots in self.axes.items():
-            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(knots)):
                 raise ValueError(f"residual: knots of {name!r} must increase")
         return self
 
@@ -185,7 +173,7 @@ class Law(Record):
         for name, value in self.coefficients.items():
             if not math.isfinite(value):
                 raise ValueError(f"{self.family}/{self.dtype}: {name} is {value}, must be finite")
-            if name in ("ec", "eb") and not 0 < value <= 1:
+            if name.startswith(("ec", "eb", "ea")) and not 0 < value <= 1:
                 raise ValueError(f"{self.family}/{self.dtype}: {name} is {value}, must be in (0, 1]")
             if name == "t0" and value < 0:
                 raise ValueError(f"{self.family}/{self.dtype}: t0 is {value}, must not be negative")

@@ -2,19 +2,21 @@
 
     t = t0 + ((F / (ec P))^p + (B / (eb W))^p)^(1/p)
 
-F FLOPs, B bytes, P peak, W bandwidth. A hard roofline ``max()`` errs two to four times as much near its knee, where
-serving lives, because loads and multiplications overlap only in part; *p* says how well they do.
+F FLOPs, B bytes, P peak, W bandwidth. A hard roofline ``max()`` errs two to four times as much near its knee,
+where serving lives, because loads and multiplications overlap only in part; *p* says how well they do.
 
-Inside the fitted range ln(measured / law) is added from a grid of at most 200 knots, linear between knots in log2
-coordinates. Outside it is held at the edge and fades over a few octaves, so there is no jump.
+Inside the fitted range ln(measured / law) is added from a grid of at most 200 knots, linear between knots in
+log2 coordinates. Outside it is held at the edge and fades over a few octaves, so there is no jump.
 
-All laws take scalars or numpy arrays; scalars stay Python floats, which is what makes a step cheap to evaluate.
+All laws take scalars or numpy arrays; scalars stay Python floats, which is what makes a step cheap.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -23,16 +25,67 @@ from numpy.typing import NDArray
 
 from hwprofiles import Residual
 
-__all__ = ["Grid", "Number", "at_least", "log2", "p_norm", "residual_factor"]
+__all__ = ["Device", "Grid", "Number", "OperatorLaw", "at_least", "log2", "p_norm"]
 
 Number = Any
 """A float or an array of them; a law returns what it was given."""
 
 
-def p_norm(compute: Number, memory: Number, p: float) -> Number:
-    """(compute^p + memory^p)^(1/p) for times in seconds; scaled by the larger, so that no power underflows."""
-    top = at_least(compute, memory)
-    return top * ((compute / top) ** p + (memory / top) ** p) ** (1.0 / p)
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a law needs of the datasheet."""
+
+    peak: float
+    """FLOP/s in the dtype of the law."""
+    bandwidth: float
+    """Memory, B/s."""
+    link: float
+    """GPU to GPU, one direction, B/s."""
+    num_sms: int
+
+
+class OperatorLaw:
+    """Base of the families: smooth part, correction, and the floor that no kernel goes below.
+
+    A family defines `smooth` (seconds), `coordinates` (of the correction, not logarithms) and `floor`
+    (seconds at peak rates), all of the same arguments.
+    """
+
+    def __init__(
+        self,
+        coefficients: Mapping[str, float],
+        dtype: str,
+        device: Device,
+        grid: Grid | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        self.coefficients, self.dtype, self.device = dict(coefficients), dtype, device
+        self.grid, self.scale = grid, scale
+
+    def smooth(self, *arguments: Number) -> Number:
+        """Seconds by the smooth law alone."""
+        raise NotImplementedError
+
+    def coordinates(self, *arguments: Number) -> tuple[Number, ...]:
+        """Where on the grid of the correction the shape lies, one value per axis."""
+        raise NotImplementedError
+
+    def floor(self, *arguments: Number) -> Number:
+        """Seconds at peak FLOPs and bandwidth."""
+        raise NotImplementedError
+
+    def __call__(self, *arguments: Number) -> Number:
+        """Seconds of the shape; never below `floor`."""
+        seconds = self.smooth(*arguments) * self.scale
+        if self.grid is not None:
+            seconds = seconds * self.grid.factor(*self.coordinates(*arguments))
+        return at_least(seconds, self.floor(*arguments))
+
+
+def p_norm(one: Number, other: Number, p: float) -> Number:
+    """(one^p + other^p)^(1/p) of two times; scaled by the larger, so that no power underflows."""
+    top = at_least(at_least(one, other), 1e-30)
+    return top * ((one / top) ** p + (other / top) ** p) ** (1.0 / p)
 
 
 def at_least(value: Number, bound: Number) -> Number:
@@ -40,6 +93,11 @@ def at_least(value: Number, bound: Number) -> Number:
     if isinstance(value, np.ndarray) or isinstance(bound, np.ndarray):
         return np.maximum(value, bound)
     return value if value > bound else bound
+
+
+def ceil(value: Number) -> Number:
+    """Whole number not below *value*."""
+    return np.ceil(value) if isinstance(value, np.ndarray) else math.ceil(value)
 
 
 def log2(value: Number) -> Number:
@@ -54,23 +112,25 @@ class Grid:
 
     def __init__(self, residual: Residual) -> None:
         self.axes = [list(knots) for knots in residual.axes.values()]
-        self.names = list(residual.axes)
         self.values = np.asarray(residual.values, dtype=float).reshape([len(knots) for knots in self.axes])
         self.nested = self.values.tolist()
         self.fade = residual.fade
+
+    def factor(self, *values: Number) -> Number:
+        """measured / law at *values*, one per axis (not logarithms)."""
+        exponent = self(*(log2(value) for value in values))
+        return np.exp(exponent) if isinstance(exponent, np.ndarray) else math.exp(exponent)
 
     def __call__(self, *coordinates: Number) -> Number:
         """ln(measured / law) at log2 *coordinates*, one per axis."""
         if any(isinstance(coordinate, np.ndarray) for coordinate in coordinates):
             return self._many(np.broadcast_arrays(*coordinates))
-        outside = 0.0
-        node: Any = self.nested
-        value, outside = _interpolate(node, self.axes, coordinates, 0)
+        value, outside = _interpolate(self.nested, self.axes, coordinates, 0)
         return value * math.exp(-outside / self.fade) if outside > 0 else value
 
-    def _many(self, coordinates: list[NDArray[Any]]) -> NDArray[np.float64]:
+    def _many(self, coordinates: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
         places = [
-            _locate(np.asarray(c, float), knots) for c, knots in zip(coordinates, self.axes, strict=True)
+            locate(np.asarray(c, float), knots) for c, knots in zip(coordinates, self.axes, strict=True)
         ]
         total = np.zeros(np.shape(coordinates[0]))
         for corner in product((0, 1), repeat=len(places)):
@@ -83,40 +143,32 @@ class Grid:
         return np.asarray(total * np.exp(-outside / self.fade))
 
     def fixed(self, coordinate: float) -> Grid:
-        """The grid with its last axis fixed at *coordinate* (which may lie outside: it fades)."""
+        """The grid with its last axis fixed at log2 *coordinate*."""
         low, fraction, outside = _place(self.axes[-1], coordinate)
         values = self.values[..., low] * (1.0 - fraction) + self.values[..., low + 1] * fraction
         smaller = object.__new__(Grid)
-        smaller.axes, smaller.names, smaller.fade = self.axes[:-1], self.names[:-1], self.fade
+        smaller.axes, smaller.fade = self.axes[:-1], self.fade
         smaller.values = values * math.exp(-outside / self.fade)
         smaller.nested = smaller.values.tolist()
         return smaller
 
 
-def residual_factor(grid: Grid | None, *values: Number) -> Number:
-    """The factor by which *grid* corrects a law at *values* (not logarithms); 1 without a grid."""
-    if grid is None:
-        return 1.0
-    exponent = grid(*(log2(value) for value in values))
-    return np.exp(exponent) if isinstance(exponent, np.ndarray) else math.exp(exponent)
+def locate(x: NDArray[Any], knots: list[float]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(knot below, fraction of the way to the next, octaves outside the grid) of every value."""
+    edges = np.asarray(knots)
+    inside = np.clip(x, edges[0], edges[-1])
+    low = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, len(edges) - 2)
+    return low, (inside - edges[low]) / (edges[low + 1] - edges[low]), np.abs(x - inside)
 
 
 def _place(knots: list[float], x: float) -> tuple[int, float, float]:
-    """(index of the knot below, fraction of the way to the next, octaves outside the grid)."""
+    """`locate` for one value."""
     if x <= knots[0]:
         return 0, 0.0, knots[0] - x
     if x >= knots[-1]:
         return len(knots) - 2, 1.0, x - knots[-1]
     low = bisect_right(knots, x) - 1
     return low, (x - knots[low]) / (knots[low + 1] - knots[low]), 0.0
-
-
-def _locate(x: NDArray[Any], knots: list[float]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """`_place` for an array."""
-    edges = np.asarray(knots)
-    inside = np.clip(x, edges[0], edges[-1])
-    low = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, len(edges) - 2)
-    return low, (inside - edges[low]) / (edges[low + 1] - edges[low]), np.abs(x - inside)
 
 
 def _interpolate(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from hwprofiles import Law
-from simulator.steptime.law_form import Number
+from simulator.steptime.law_form import Number, OperatorLaw
 
 __all__ = ["StreamLaw"]
 
 
-@dataclass(frozen=True, slots=True)
-class StreamLaw:
-    """Seconds to stream *moved* bytes through a kernel."""
+class StreamLaw(OperatorLaw):
+    """Seconds for argument (bytes moved). Coefficients: ``t0`` s, ``eb``."""
 
-    law: Law
-    bandwidth: float
-    scale: float = 1.0
+    def smooth(self, moved: Number) -> Number:
+        """Launch and streaming."""
+        return self.coefficients["t0"] + moved / (self.coefficients["eb"] * self.device.bandwidth)
 
-    def __call__(self, moved: Number) -> Number:
-        c = self.law.coefficients
-        floor = moved / self.bandwidth
-        return (c["t0"] + floor / c["eb"]) * max(self.scale, c["eb"])
+    def coordinates(self, moved: Number) -> tuple[Number, ...]:
+        """The bytes."""
+        return (moved,)
+
+    def floor(self, moved: Number) -> Number:
+        """Peak bandwidth."""
+        return moved / self.device.bandwidth
