@@ -1,8 +1,8 @@
 """Building the CUDA kernels: nvcc, one shared library, cached.
 
-The sources have a plain C interface, so the library depends neither on torch nor on Python; nvcc links the CUDA
-runtime into it, so it loads (and says that there is no device) where there is no driver. The cache key is
-everything the result depends on: sources, flags, compiler version.
+The sources have a plain C interface, so the library depends neither on torch nor on Python; nvcc links the
+CUDA runtime into it, so it loads (and says that there is no device) where there is no driver. The cache key
+is everything the result depends on: sources, flags, compiler version.
 """
 
 from __future__ import annotations

@@ -5,16 +5,19 @@ A call passes raw pointers and returns once the kernel is queued, so it can be c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from engine.kernels.build import architecture_of, build
-from engine.kernels.library import DTYPE_CODES, Library
+from engine.kernels.library import DTYPE_CODES, Library, pointer
 from engine.kernels.splits import MIN_CHUNK, choose_splits
 from engine.kernels.torch_backend import TorchKernels
+from engine.kernels.torch_cache import as_tensors
 from simulator.errors import ConfigurationError
 
-__all__ = ["CudaKernels"]
+__all__ = ["HEAD_DIMS", "MAX_GROUP", "CudaKernels"]
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
@@ -32,6 +35,7 @@ class CudaKernels(TorchKernels):
     ) -> None:
         """*library* and *processors* (multiprocessors) default to those of the device."""
         super().__init__(device, reason)
+        self.form["matmul"] = "torch"
         self.library = library or Library(build((architecture_of(device),)))
         self.processors = processors or torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -51,24 +55,20 @@ class CudaKernels(TorchKernels):
         sliding_window: int = 0,
         num_splits: int = 0,
     ) -> None:
+        check_attention(q, k_cache)
         batch, heads, dim = q.shape
         _, block_size, kv_heads, _ = k_cache.shape
-        check_attention(q, k_cache)
         bound = max_context or block_table.shape[1] * block_size
         bound = min(bound, sliding_window) if sliding_window else bound
-        slots = self.processors * BLOCKS_PER_SM[dim]
-        splits = num_splits or choose_splits(batch, kv_heads, bound, slots)
-        partial = torch.empty(
-            (splits, batch, heads, dim) if splits > 1 else (0,), dtype=torch.float32, device=q.device
-        )
-        log_sum = torch.empty(
-            (splits, batch, heads) if splits > 1 else (0,), dtype=torch.float32, device=q.device
-        )
+        splits = num_splits or choose_splits(batch, kv_heads, bound, self.processors * BLOCKS_PER_SM[dim])
+        # Partial outputs and, behind them, the logarithms of their softmax sums.
+        rows = splits * batch * heads if splits > 1 else 0
+        partial = torch.empty(rows * (dim + 1), dtype=torch.float32, device=q.device)
         self.library.call(
             "decode_attention",
             out.data_ptr(),
             partial.data_ptr(),
-            log_sum.data_ptr(),
+            partial.data_ptr() + rows * dim * 4,
             q.data_ptr(),
             k_cache.data_ptr(),
             v_cache.data_ptr(),
@@ -89,6 +89,265 @@ class CudaKernels(TorchKernels):
             self._stream(),
         )
 
+    def prefill_attention(
+        self,
+        out: Tensor,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_table: Tensor,
+        query_start: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        max_query: int | None = None,
+        sliding_window: int = 0,
+    ) -> None:
+        check_attention(q, k_cache)
+        tokens, heads, dim = q.shape
+        _, block_size, kv_heads, _ = k_cache.shape
+        self.library.call(
+            "prefill_attention",
+            out.data_ptr(),
+            q.data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            block_table.data_ptr(),
+            query_start.data_ptr(),
+            context_lens.data_ptr(),
+            scale,
+            DTYPE_CODES[q.dtype],
+            context_lens.shape[0],
+            max_query or tokens,
+            heads,
+            kv_heads,
+            dim,
+            block_size,
+            block_table.shape[1],
+            q.stride(0),
+            sliding_window,
+            self._stream(),
+        )
+
+    def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+        size = k.element_size()
+        self.library.call(
+            "kv_write",
+            k.data_ptr(),
+            v.data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            slot_mapping.data_ptr(),
+            k.shape[0],
+            k[0].numel() * size if k.shape[0] else 0,
+            k.stride(0) * size,
+            v.stride(0) * size,
+            self._stream(),
+        )
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, src: Tensor, dst: Tensor) -> None:
+        self.library.call(
+            "copy_blocks",
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            src.data_ptr(),
+            dst.data_ptr(),
+            src.shape[0],
+            k_cache.stride(0) * k_cache.element_size(),
+            self._stream(),
+        )
+
+    def swap_out(
+        self,
+        gpu_cache: Tensor | Sequence[Tensor],
+        cpu_cache: Tensor | Sequence[Tensor],
+        block_pairs: Sequence[tuple[int, int]],
+        coalesced: bool = True,
+    ) -> None:
+        self._swap(gpu_cache, cpu_cache, block_pairs, coalesced)
+
+    def swap_in(
+        self,
+        gpu_cache: Tensor | Sequence[Tensor],
+        cpu_cache: Tensor | Sequence[Tensor],
+        block_pairs: Sequence[tuple[int, int]],
+        coalesced: bool = True,
+    ) -> None:
+        self._swap(cpu_cache, gpu_cache, block_pairs, coalesced)
+
+    def _swap(
+        self,
+        source: Tensor | Sequence[Tensor],
+        target: Tensor | Sequence[Tensor],
+        block_pairs: Sequence[tuple[int, int]],
+        coalesced: bool,
+    ) -> None:
+        if not block_pairs:
+            return
+        pairs = torch.tensor(block_pairs, dtype=torch.int64)
+        if coalesced and self.device.type == "cuda":
+            pairs = pairs.pin_memory().to(self.device, non_blocking=True)
+        name = "swap_blocks" if coalesced else "swap_each_block"
+        for src, dst in zip(as_tensors(source), as_tensors(target), strict=True):
+            check_pinned(src, dst)
+            block_bytes = src.stride(0) * src.element_size()
+            self.library.call(
+                name,
+                src.data_ptr(),
+                dst.data_ptr(),
+                pairs.data_ptr(),
+                len(block_pairs),
+                block_bytes,
+                self._stream(),
+            )
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        self._rms_norm(out, None, x, None, weight, eps)
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        total = torch.empty_like(out)
+        self._rms_norm(out, total, x, residual.contiguous(), weight, eps)
+        return out, total
+
+    def _rms_norm(
+        self,
+        out: Tensor,
+        total: Tensor | None,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        eps: float,
+    ) -> None:
+        x = x if x.dim() in (2, 3) and x.stride(-1) == 1 else x.reshape(-1, x.shape[-1]).contiguous()
+        outer, inner = x.stride(0), x.stride(1) if x.dim() == 3 else 0
+        self.library.call(
+            "rms_norm",
+            out.data_ptr(),
+            pointer(total),
+            x.data_ptr(),
+            pointer(residual),
+            weight.data_ptr(),
+            eps,
+            DTYPE_CODES[x.dtype],
+            x.numel() // x.shape[-1],
+            x.shape[-1],
+            x.shape[1] if x.dim() == 3 else 1,
+            outer,
+            inner,
+            self._stream(),
+        )
+
+    def rope(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
+        self.library.call(
+            "rope",
+            q.data_ptr(),
+            k.data_ptr(),
+            positions.data_ptr(),
+            cos_sin_cache.data_ptr(),
+            DTYPE_CODES[q.dtype],
+            q.shape[0],
+            q.shape[1],
+            k.shape[1],
+            q.shape[2],
+            cos_sin_cache.shape[1],
+            q.stride(0),
+            k.stride(0),
+            self._stream(),
+        )
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        features = gate_up.shape[-1] // 2
+        rows = gate_up.reshape(-1, 2 * features)
+        out = torch.empty((*gate_up.shape[:-1], features), dtype=gate_up.dtype, device=gate_up.device)
+        self.library.call(
+            "silu_mul",
+            out.data_ptr(),
+            rows.data_ptr(),
+            DTYPE_CODES[rows.dtype],
+            rows.shape[0],
+            features,
+            rows.stride(0),
+            self._stream(),
+        )
+        return out
+
+    def process_logits(
+        self,
+        logits: Tensor,
+        *,
+        temperature: Tensor | None = None,
+        top_k: Tensor | None = None,
+        top_p: Tensor | None = None,
+        min_p: Tensor | None = None,
+        repetition_penalty: Tensor | None = None,
+        presence_penalty: Tensor | None = None,
+        frequency_penalty: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        output_counts: Tensor | None = None,
+    ) -> Tensor:
+        rows, vocabulary = logits.shape
+        out = torch.empty(rows, vocabulary, dtype=torch.float32, device=logits.device)
+        # Converted copies are named, so that they live until the launch.
+        floats = [
+            as_type(t, torch.float32)
+            for t in (temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)
+        ]
+        k = as_type(top_k, torch.int32)
+        prompt, counts = as_type(prompt_mask, torch.bool), as_type(output_counts, torch.int32)
+        heat, nucleus, least, *penalties = map(pointer, floats)
+        self.library.call(
+            "process_logits",
+            out.data_ptr(),
+            logits.data_ptr(),
+            DTYPE_CODES[logits.dtype],
+            rows,
+            vocabulary,
+            logits.stride(0),
+            heat,
+            pointer(k),
+            nucleus,
+            least,
+            *penalties,
+            pointer(prompt),
+            pointer(counts),
+            self._stream(),
+        )
+        return out
+
+    def draw(
+        self,
+        logits: Tensor,
+        seeds: Tensor | None = None,
+        steps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        rows, vocabulary = logits.shape
+        uniforms = None
+        if seeds is None or steps is None:
+            uniforms = torch.rand(rows, dtype=torch.float64, device=logits.device, generator=generator)
+        tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        wide = logits.float().contiguous()
+        seeds, steps = as_type(seeds, torch.int64), as_type(steps, torch.int64)
+        self.library.call(
+            "draw",
+            tokens.data_ptr(),
+            wide.data_ptr(),
+            rows,
+            vocabulary,
+            pointer(seeds),
+            pointer(steps),
+            pointer(uniforms),
+            self._stream(),
+        )
+        return tokens
+
+
+def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Contiguous in *dtype*, itself if it is that already."""
+    return None if tensor is None else tensor.to(dtype).contiguous()
+
 
 def check_attention(q: Tensor, k_cache: Tensor) -> None:
     """Raise where the CUDA attention kernels have no instance for these shapes."""
@@ -98,3 +357,11 @@ def check_attention(q: Tensor, k_cache: Tensor) -> None:
         raise ConfigurationError(f"head_dim {dim}: the CUDA kernels have {', '.join(map(str, HEAD_DIMS))}")
     if group > MAX_GROUP:
         raise ConfigurationError(f"{group} query heads per KV head: the CUDA kernels take up to {MAX_GROUP}")
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigurationError(f"{q.dtype}: the CUDA attention kernels take bfloat16 and float16")
+
+
+def check_pinned(*tensors: Tensor) -> None:
+    """Raise for host memory that a kernel cannot reach."""
+    if torch.cuda.is_available() and any(t.device.type == "cpu" and not t.is_pinned() for t in tensors):
+        raise ConfigurationError("swap: the host cache must be in pinned memory")

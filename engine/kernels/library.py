@@ -1,4 +1,8 @@
-"""The shared library's C interface, for ctypes."""
+"""The shared library's C interface, for ctypes.
+
+Pointers are passed as integers (`Tensor.data_ptr`, 0 for an absent tensor). Every function takes the stream
+last and returns CUDA's error code.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,25 @@ from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-__all__ = ["DTYPE_CODES", "Library"]
+__all__ = ["DTYPE_CODES", "Library", "pointer"]
 
 DTYPE_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
-P, I, L, F = c_void_p, c_int, c_int64, c_float
+PTR, INT, LONG, REAL = c_void_p, c_int, c_int64, c_float
 SIGNATURES: dict[str, list[type]] = {
-    # out, partial, log_sum, q, k_cache, v_cache, block_table, context_lens, scale, dtype, batch, heads, kv_heads,
-    # head_dim, block_size, max_blocks, q_stride, num_splits, min_chunk, sliding_window, stream
-    "decode_attention": [*[P] * 8, F, *[I] * 7, L, I, I, I, P],
+    "copy_blocks": [*[PTR] * 4, INT, LONG, PTR],
+    "decode_attention": [*[PTR] * 8, REAL, *[INT] * 7, LONG, *[INT] * 3, PTR],
+    "draw": [PTR, PTR, INT, INT, *[PTR] * 3, PTR],
+    "kv_write": [*[PTR] * 5, INT, INT, LONG, LONG, PTR],
+    "prefill_attention": [*[PTR] * 7, REAL, *[INT] * 8, LONG, INT, PTR],
+    "process_logits": [PTR, PTR, INT, INT, INT, LONG, *[PTR] * 9, PTR],
+    "rms_norm": [*[PTR] * 5, REAL, *[INT] * 4, LONG, LONG, PTR],
+    "rope": [*[PTR] * 4, *[INT] * 6, LONG, LONG, PTR],
+    "silu_mul": [PTR, PTR, INT, INT, INT, LONG, PTR],
+    "swap_blocks": [*[PTR] * 3, INT, LONG, PTR],
+    "swap_each_block": [*[PTR] * 3, INT, LONG, PTR],
 }
 
 
@@ -30,8 +43,13 @@ class Library:
             function = getattr(self._functions, name)
             function.argtypes, function.restype = arguments, c_int
 
-    def call(self, name: str, *arguments: object) -> None:
+    def call(self, name: str, *arguments: int | float) -> None:
         """Launch; raises `RuntimeError` with CUDA's error number where that fails."""
         code = getattr(self._functions, name)(*arguments)
         if code != 0:
             raise RuntimeError(f"{name}: CUDA error {code}")
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """A tensor's address, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,8 +1,9 @@
 """Into how many splits a decode attention launch cuts the contexts.
 
-Too few leave multiprocessors idle, in the last wave above all; too many pay for starting blocks and for merging. The
-cost of a launch, in tokens that one thread block reads, is the number of waves times the tokens of a split, with a
-constant for each block and each merged part; the least is taken. The arithmetic of Flash-Decoding's heuristic.
+Too few leave multiprocessors idle, in the last wave above all; too many pay for starting blocks and for
+merging. The cost of a launch, in tokens that one thread block reads, is the number of waves times the
+tokens of a split, with a constant for each block and each merged part; the least is taken. The arithmetic
+of Flash-Decoding's heuristic.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MERGE = 4  # tokens' worth of time to merge one more part
 
 @lru_cache(maxsize=4096)
 def choose_splits(batch: int, kv_heads: int, max_context: int, slots: int) -> int:
-    """Splits for *batch* sequences of up to *max_context* tokens, where *slots* thread blocks run at a time."""
+    """Splits for *batch* sequences of up to *max_context* tokens, where *slots* thread blocks run at a
+    time."""
     most = max(1, min(MAX_SPLITS, max_context // MIN_CHUNK))
     return min(range(1, most + 1), key=lambda n: (_cost(n, batch * kv_heads, max_context, slots), n))
 
