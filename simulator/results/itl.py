@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 BUFFER = 1 << 16  # gaps collected between two compactions
 MAX_DISTINCT = 1 << 20  # distinct nanosecond values kept before bins take over
+COUNT_BITS = 20  # room for a count beside a value in one 64-bit integer
 MANTISSA_BITS = 15  # bins per octave: 2**15
 NS_PER_S = 1e9
 
@@ -145,7 +146,7 @@ class InterTokenLatency:
         self._fresh.append((values, counts))
         self._fresh_size += len(values)
         # Merging only when the fresh values rival the old ones keeps the cost of a gap logarithmic.
-        if self._fresh_size > max(4 * BUFFER, len(self._values)):
+        if self._fresh_size > max(8 * BUFFER, len(self._values)):
             self._merge_fresh()
 
     def _merge_fresh(self) -> None:
@@ -171,9 +172,20 @@ class InterTokenLatency:
 
 def _distinct(values: _Ints, counts: _Ints) -> tuple[_Ints, _Ints]:
     """Ascending distinct *values* with the sums of their positive *counts*."""
-    kept = counts > 0
-    values, counts = values[kept], counts[kept]
-    order = np.argsort(values)
-    values, counts = values[order], counts[order]
+    if not (counts > 0).all():
+        values, counts = values[counts > 0], counts[counts > 0]
+    if not len(values):
+        return values, counts
+    values, counts = _sorted(values, counts)
     starts = np.flatnonzero(np.diff(values, prepend=-1))
-    return values[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+    return values[starts], np.add.reduceat(counts, starts)
+
+
+def _sorted(values: _Ints, counts: _Ints) -> tuple[_Ints, _Ints]:
+    """Both arrays in the order of *values*."""
+    if values.max() < 1 << (62 - COUNT_BITS) and counts.max() < 1 << COUNT_BITS:
+        # Sorting one array of packed pairs takes a third of the time of sorting indices.
+        packed = np.sort((values << COUNT_BITS) | counts)
+        return packed >> COUNT_BITS, packed & ((1 << COUNT_BITS) - 1)
+    order = np.argsort(values, kind="stable")
+    return values[order], counts[order]

@@ -90,3 +90,18 @@ def test_clear_forgets_the_warmup() -> None:
     itl.clear()
     itl.add(0.25, 1)
     assert (itl.total, itl.mean, itl.max) == (1, 0.25, 0.25)
+
+
+def test_large_counts_and_hour_long_gaps() -> None:
+    itl = InterTokenLatency()
+    itl.add(7200.0, 1)  # preempted and forgotten for two hours
+    itl.add(0.5, 3 << 20)
+    itl.add(0.25, 1 << 20)
+    assert itl.total == (4 << 20) + 1
+    assert (itl.percentile(0), itl.percentile(24.9), itl.percentile(25.1), itl.max) == (
+        0.25,
+        0.25,
+        0.5,
+        7200.0,
+    )
+    assert itl.percentile(100) == 7200.0
