@@ -21,7 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OUTPUT_ID_BASE", "Runs", "common_prefix", "compile_runs", "gather_runs", "rename_outputs"]
+__all__ = [
+    "OUTPUT_ID_BASE",
+    "Blocks",
+    "Runs",
+    "common_prefix",
+    "compile_blocks",
+    "compile_runs",
+    "gather_runs",
+    "rename_outputs",
+]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -61,6 +70,22 @@ class Runs(NamedTuple):
         kept = tokens > 0
         counts = np.bincount(row[kept], minlength=len(self.offsets) - 1)
         return Runs(offsets_of(counts), self.ids[kept], tokens[kept])
+
+
+class Blocks(NamedTuple):
+    """Block ids of *n* prompts in CSR form; each block holds *block_size* tokens, a prompt's last what is
+    left.
+    """
+
+    offsets: Ints
+    ids: Ints
+    block_size: int
+    lengths: Ints
+    """Prompt lengths in tokens, int64[n]."""
+
+    def runs(self) -> Runs:
+        """One run for each block."""
+        return Runs.of_blocks(self.offsets, self.ids, self.block_size).clipped(self.lengths)
 
 
 def offsets_of(counts: NDArray[np.integer]) -> Ints:
@@ -136,6 +161,38 @@ def compile_runs(items: Runs) -> Runs:
     else:
         names = distinct
     return merge_nodes(items, nodes, names, first)
+
+
+def compile_blocks(blocks: Blocks) -> Runs:
+    """`compile_runs` of the blocks, in a fraction of the time and memory where ids are small and chained."""
+    offsets, ids = blocks.offsets, blocks.ids
+    if len(ids) == 0:
+        return Runs(offsets, ids, ids)
+    if int(ids.min()) < 0 or int(ids.max()) > min(4 * len(ids) + 1024, np.iinfo(np.int32).max):
+        return compile_runs(blocks.runs())
+    nodes = ids.astype(np.int32)
+    heads = offsets[:-1][np.diff(offsets) > 0]
+    predecessor = predecessors(nodes, heads)
+    if predecessor is None:
+        return compile_runs(blocks.runs())
+    children = np.bincount(predecessor[predecessor >= 0], minlength=len(predecessor))
+    starts_run = np.ones(len(nodes), bool)
+    np.not_equal((children == 1)[nodes[:-1]], True, out=starts_run[1:])
+    starts_run[heads] = True
+    starts = np.flatnonzero(starts_run)
+    tokens = np.diff(starts, append=len(ids)) * blocks.block_size
+    runs = Runs(np.searchsorted(starts, offsets).astype(np.int64), ids[starts], tokens)
+    return runs.clipped(blocks.lengths)
+
+
+def predecessors(nodes: NDArray[np.int32], heads: Ints) -> NDArray[np.int32] | None:
+    """The id before each id, −1 for the first of a prompt, −2 for none; None where an id has several."""
+    predecessor = np.full(int(nodes.max()) + 1, -2, np.int32)
+    predecessor[nodes[1:]] = nodes[:-1]
+    predecessor[nodes[heads]] = -1
+    agrees = predecessor[nodes[1:]] == nodes[:-1]
+    agrees[heads[1:] - 1] = True
+    return predecessor if bool(agrees.all()) else None
 
 
 def dense_ids(ids: Ints) -> tuple[Ints, Ints]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError, InputError
 from simulator.workload.arrivals import poisson_arrivals
-from simulator.workload.content import compile_runs, gather_runs, rename_outputs
+from simulator.workload.content import Blocks, Runs, compile_blocks, compile_runs, gather_runs, rename_outputs
 from simulator.workload.formats import Draft, Format, Options, find_format
 from simulator.workload.formats.base import TIME_UNITS
 from simulator.workload.rows import Rows
@@ -137,7 +137,7 @@ def _assemble(rows: Rows, draft: Draft, importer: Format) -> Trace:
         _arrivals(rows, draft, ticks),
         draft.input_length,
         draft.output_length,
-        content=None if draft.content is None else compile_runs(draft.content),
+        content=_compiled(draft.content),
         delay=None if draft.delay is None else draft.delay / ticks,
         meta=meta,
         **draft.columns,
@@ -152,7 +152,7 @@ def _kept(rows: Rows, draft: Draft) -> Draft:
     if len(chosen) == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in draft.dropped.items())
         raise InputError(rows.path, f"all {rows.count} rows are dropped ({reasons})")
-    content = draft.content
+    content = draft.content.runs() if isinstance(draft.content, Blocks) else draft.content
     if content is not None:
         content = gather_runs(content, content.offsets[:-1][chosen], content.offsets[1:][chosen])
         content = content._replace(ids=rename_outputs(content.ids, chosen, rows.count))
@@ -165,6 +165,12 @@ def _kept(rows: Rows, draft: Draft) -> Draft:
         content=content,
         columns={name: _entries(column, chosen) for name, column in draft.columns.items()},
     )
+
+
+def _compiled(content: Runs | Blocks | None) -> Runs | None:
+    if content is None:
+        return None
+    return compile_blocks(content) if isinstance(content, Blocks) else compile_runs(content)
 
 
 def _entries(column: Any, chosen: NDArray[np.int64]) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
-from simulator.workload.content import OUTPUT_ID_BASE, Runs, gather_runs, offsets_of
+from simulator.workload.content import OUTPUT_ID_BASE, Blocks, Runs, gather_runs, offsets_of
 from simulator.workload.trace import MAX_LENGTH
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ Ints = NDArray[np.int64]
 def accumulate_sessions(rows: Rows, draft: Draft) -> None:
     """Turn the lengths and content of *draft* from what each turn adds into whole prompts."""
     session, turn = draft.columns["session"], draft.columns["turn"]
-    content = draft.content or Runs.empty(len(session))
+    content = draft.content.runs() if isinstance(draft.content, Blocks) else draft.content
+    content = Runs.empty(len(session)) if content is None else content
     draft.input_length, draft.content = accumulated(
         session, turn, draft.input_length, draft.output_length, content
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Source:
         self.data = _decompressed(self.path, _bytes(self.path)).removeprefix(b"\xef\xbb\xbf")
         if b"\x00" in self.data:
             raise InputError(self.path, "is not a text file (it holds zero bytes)")
-        if not self.data.strip():
+        if not self.data or self.data.isspace():
             raise InputError(self.path, "is empty: a trace holds at least one request")
 
     @cached_property
@@ -88,14 +89,13 @@ class Source:
     @cached_property
     def raw_head(self) -> Head:
         """What the file starts with."""
-        start = self.data.lstrip()[:1]
-        if start == b"[":
+        number, first = self._first_line()
+        if first.startswith("["):
             return self._json_head(self.document())
-        first = self._first_line()
-        if start != b"{":
+        if not first.startswith("{"):
             names = tuple(name.strip().strip('"') for name in first.split(","))
             return Head("csv", names, {})
-        record = parse_object(self.path, self.line_of(0), first)
+        record = parse_object(self.path, number, first)
         return Head("jsonl", tuple(record), record)
 
     def document(self) -> list[Any]:
@@ -113,12 +113,15 @@ class Source:
             raise InputError(self.path, "must be an array of at least one record")
         return document
 
-    def _first_line(self) -> str:
-        line = self.data.lstrip().split(b"\n", 1)[0]
+    def _first_line(self) -> tuple[int, str]:
+        """Number and text of the first line that is not blank."""
+        begin = next(re.finditer(rb"\S", self.data)).start()
+        end = self.data.find(b"\n", begin)
+        number = self.data.count(b"\n", 0, begin) + 1
         try:
-            return line.decode().strip()
+            return number, self.data[begin : len(self.data) if end < 0 else end].decode().strip()
         except UnicodeDecodeError as error:
-            raise InputError(self.path, "must be UTF-8 text", line=self.line_of(0)) from error
+            raise InputError(self.path, "must be UTF-8 text", line=number) from error
 
     def _json_head(self, document: list[Any]) -> Head:
         record = document[0]

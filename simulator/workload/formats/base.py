@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError, InputError
-from simulator.workload.content import Runs
+from simulator.workload.content import Blocks, Runs
 from simulator.workload.rows import Rows
 from simulator.workload.source import Head
 
@@ -42,7 +42,7 @@ class Draft:
     unit: str = "s"
     delay: NDArray[Any] | None = None
     """In *unit*."""
-    content: Runs | None = None
+    content: Runs | Blocks | None = None
     block_size: int | None = None
     keep: NDArray[np.bool_] | None = None
     dropped: dict[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def time_unit(
     return unit
 
 
-def block_runs(rows: Rows, name: str, input_length: NDArray[np.int64], block_size: int) -> Runs | None:
+def block_runs(rows: Rows, name: str, input_length: NDArray[np.int64], block_size: int) -> Blocks | None:
     """Content of a column of block ids, or None without that column.
 
     A prompt has ceil(input_length / block_size) blocks, or one less where a partial last block is left out.
@@ -94,7 +94,7 @@ def block_runs(rows: Rows, name: str, input_length: NDArray[np.int64], block_siz
         row = int(wrong.argmax())
         expected = f"must fit input_length {int(input_length[row])}, in blocks of {block_size} tokens"
         raise rows.error(row, name, f"{int(blocks[row])} blocks", f"{expected}: say the file's --block-size")
-    return Runs.of_blocks(offsets, ids, block_size).clipped(input_length)
+    return Blocks(offsets, ids, block_size, input_length)
 
 
 def text_lengths(
