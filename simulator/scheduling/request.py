@@ -38,6 +38,7 @@ class Request:
         "group",
         "held",
         "id",
+        "ignore_eos",
         "index",
         "max_tokens",
         "n",
@@ -69,6 +70,7 @@ class Request:
         content: Content = (),
         output_id: int | None = None,
         adapter: str | None = None,
+        ignore_eos: bool = False,
     ) -> None:
         self.id = id
         self.index = index
@@ -80,6 +82,8 @@ class Request:
         self.content = content
         self.output_id = output_id
         self.adapter = adapter
+        self.ignore_eos = ignore_eos
+        """Whether the client asked for exactly `max_tokens` tokens."""
         self.status = WAITING
         self.generated = 0
         """Output tokens known so far; while the request is in a `DecodeSet` it is derived, see there."""
