@@ -42,7 +42,7 @@ class InterTokenLatency:
 
     def clear(self) -> None:
         """Forget every gap (at the end of a warm-up)."""
-        self._gaps, self._gap_counts = array("d"), array("q")
+        self._empty_buffers()
         self._values, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
         self._fresh: list[tuple[_Ints, _Ints]] = []
         self._fresh_size = 0
@@ -59,9 +59,10 @@ class InterTokenLatency:
 
     def add_many(self, gaps: _Floats, count: int) -> None:
         """The same for each of *gaps* (s, shape [n]): *count* sequences through n iterations."""
-        self._gaps.frombytes(np.asarray(gaps, np.float64).tobytes())
-        self._gap_counts.frombytes(np.full(len(gaps), count, np.int64).tobytes())
-        if len(self._gaps) >= BUFFER:
+        self._runs.append(gaps.copy())
+        self._run_counts.append(count)
+        self._run_size += len(gaps)
+        if self._run_size >= BUFFER:
             self._compact()
 
     def merge(self, other: InterTokenLatency) -> None:
@@ -120,12 +121,20 @@ class InterTokenLatency:
         self._merge_fresh()
         return self._values, self._counts
 
-    def _compact(self) -> None:
-        """Turn the buffer into distinct values with counts."""
-        if not self._gaps:
-            return
-        gaps, counts = np.array(self._gaps), np.array(self._gap_counts)
+    def _empty_buffers(self) -> None:
         self._gaps, self._gap_counts = array("d"), array("q")
+        self._runs: list[_Floats] = []
+        self._run_counts: list[int] = []
+        self._run_size = 0
+
+    def _compact(self) -> None:
+        """Turn the buffers into distinct values with counts."""
+        if not self._gaps and not self._runs:
+            return
+        gaps = np.concatenate((np.array(self._gaps), *self._runs))
+        run_counts = np.repeat(np.array(self._run_counts, np.int64), [len(run) for run in self._runs])
+        counts = np.concatenate((np.array(self._gap_counts), run_counts))
+        self._empty_buffers()
         if total := int(counts.sum()):
             mean = float(gaps @ counts) / total
             self._pool(total, mean, float((gaps - mean) ** 2 @ counts))
