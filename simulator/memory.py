@@ -26,7 +26,8 @@ __all__ = ["MEMORY_RULES", "MemoryBudget", "MemoryRule", "kv_budget", "memory_ru
 MIB = 2**20
 LOGITS_BYTES = 26.0
 """Per sampled row and vocabulary entry when a sort-based top-k and top-p sampler is profiled: 16-bit logits
-(2), their fp32 copy (4), sorted values (4) and 64-bit indices (8), probabilities (4), their running sum (4)."""
+(2), their fp32 copy (4), sorted values (4) and 64-bit indices (8), probabilities (4), their running sum (4).
+"""
 
 LARGEST_TP = 64
 
@@ -140,7 +141,7 @@ def _kv_bytes(rule: MemoryRule, total: float, items: Mapping[str, float]) -> flo
 
 
 def sglang_fraction(total: float, chunk: int, parallel: Parallelism) -> float:
-    """``mem_fraction_static``: 1 less (512 + 1.5·max(chunk, 2048) + 2·graph_bs + tp·pp/8·1024) MiB."""
+    """``mem_fraction_static``: 1 - (512 + 1.5·max(chunk, 2048) + 2·graph_bs + tp·pp/8·1024) MiB."""
     gib, wide = total / 2**30, parallel.tp >= 4
     tiers = ((20, 8, 8), (35, 24, 80), (60, 32, 160), (160, 256, 512), (math.inf, 512, 512))
     graph_bs = next(large if wide else small for limit, small, large in tiers if gib < limit)

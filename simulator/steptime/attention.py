@@ -61,7 +61,7 @@ def banded(chunk: Array, context: Array, window: int) -> tuple[Array, Array]:
     """The (chunk, context) without a window that does the (query, key) pairs of one with *window* tokens.
 
     Pairs P of the band over c queries are P/c − c/2 tokens of context each; where the chunk is much longer
-    than the window that is negative, and a shorter chunk of √(2P) tokens without context does P pairs instead.
+    than the window that is negative, and a shorter chunk of √(2P) tokens without context does P pairs.
     """
     growing = np.clip(window - context, 0.0, chunk)  # queries that do not fill the window yet
     pairs = growing * context + growing * growing / 2 + (chunk - growing) * window

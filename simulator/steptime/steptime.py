@@ -35,6 +35,7 @@ __all__ = ["StepTime"]
 
 Array = NDArray[np.float64]
 Prefills = Sequence[tuple[int, int]]
+_DecodeEntry = tuple[float, float, float, "array[float]"]
 
 SCALAR_STEPS = 12
 """Segments shorter than this are evaluated in Python, longer ones by numpy."""
@@ -71,7 +72,7 @@ class StepTime:
         self._token_table: array[float] = array("d")
         self._far_tokens: dict[int, float] = {}
         self._row_table: array[float] = array("d")
-        self._decodes: dict[int, tuple[float, float, float, array[float]]] = {}
+        self._decodes: dict[int, _DecodeEntry] = {}
         self._prefill_start = 0.0
         self._prefill_table: SurfaceTable | None = None
 
@@ -85,6 +86,9 @@ class StepTime:
         place = (mantissa - 0.5) * (2 * KNOTS)
         step = int(place)
         at = (exponent - 1) * KNOTS + step
+        if decode_context < num_decodes or at + 1 >= len(knots):
+            self._decode_batch(num_decodes, decode_context)
+            return self.seconds(num_decodes, decode_context)
         low = knots[at]
         device = base + (low + (place - step) * (knots[at + 1] - low))
         return (device if device > least else least) + extra
@@ -94,20 +98,29 @@ class StepTime:
         last = decode_context + (n - 1) * num_decodes
         if n < SCALAR_STEPS:
             return [self.seconds(num_decodes, s) for s in range(decode_context, last + 1, num_decodes)]
-        base, least, extra, knots = self._decodes.get(num_decodes) or self._decode_batch(num_decodes)
+        self.seconds(num_decodes, decode_context), self.seconds(num_decodes, last)  # both inside the table
+        base, least, extra, knots = self._decodes[num_decodes]
         contexts = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
         return np.asarray(np.maximum(base + read_curve_many(knots, contexts), least) + extra)
 
-    def _decode_batch(self, num_decodes: int) -> tuple[float, float, float, array[float]]:
-        """(operators, least duration, serial host, attention over Σ context) of a decode-only batch."""
+    def _decode_batch(self, num_decodes: int, context: int | None = None) -> _DecodeEntry:
+        """(operators, least duration, serial host, attention over Σ context) of a decode-only batch.
+
+        The table of attention reaches the model's full context for every sequence, and *context*.
+        """
         if num_decodes < 1:
             raise ValueError(f"a step needs at least one row, got {num_decodes} decodes and no prefill")
+        if context is not None and context < num_decodes:
+            raise ValueError(
+                f"decode_context {context} must be at least one token for each of {num_decodes} rows"
+            )
         traits, dp = self.traits, self.parallelism.dp
         tokens, launch = self._launch(num_decodes, mixed=False)
         base = self._tokens(tokens) + self._rows(num_decodes)
         host = traits.host_s(num_decodes, num_decodes)
         least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
-        contexts = curve_knots(octaves(num_decodes * self.model.max_position_embeddings))
+        furthest = max(num_decodes * self.model.max_position_embeddings, context or 0)
+        contexts = curve_knots(octaves(furthest))
         per_rank = self._attention.decode(max(1.0, num_decodes / dp), contexts / dp)
         entry = base, least, extra, array("d", per_rank.tolist())
         self._decodes[num_decodes] = entry
@@ -127,11 +140,17 @@ class StepTime:
         tokens, launch = self._launch(new_tokens, mixed=True)
         attention = self._prefill_attention(prefills)
         if num_decodes:
-            knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
-            attention = (attention + read_curve(knots, decode_context)) * traits.mixed_attention_factor
+            decoding = self._decode_attention(num_decodes, decode_context)
+            attention = (attention + decoding) * traits.mixed_attention_factor
         device = max(self._tokens(tokens) + self._rows(rows) + attention, launch)
         host = traits.host_s(rows, new_tokens)
         return max(device, host) if traits.overlap else device + host
+
+    def _decode_attention(self, num_decodes: int, decode_context: int) -> float:
+        knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
+        if not num_decodes <= decode_context < 2 ** (len(knots) // KNOTS - 1):
+            knots = self._decode_batch(num_decodes, decode_context)[3]
+        return read_curve(knots, decode_context)
 
     def _prefill_attention(self, prefills: Prefills) -> float:
         """One launch for all chunks: its start is paid once; ranks share the chunks evenly, none is cut."""
@@ -208,8 +227,7 @@ class StepTime:
         if prefills:
             parts["prefill_attention"] = factor * self._prefill_attention(prefills)
         if num_decodes:
-            knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
-            parts["decode_attention"] = factor * read_curve(knots, decode_context)
+            parts["decode_attention"] = factor * self._decode_attention(num_decodes, decode_context)
         parts["layer_overhead"] = self.model.num_layers * self.traits.layer_overhead_s
         parts["host"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
         return parts

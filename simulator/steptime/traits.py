@@ -80,10 +80,10 @@ def load_traits(
 ) -> HostTraits:
     """The traits of *system* with graph sizes resolved for its limits.
 
-    ``vllm-0.19`` and the like take the nearest name that begins theirs. *host* is a profile's host block: its
+    ``vllm-0.10.1`` takes the entry that holds until its version, else that of the family. *host* is a profile's host block: its
     ``layer_overhead_s`` replaces the stated default.
     """
-    entry = dict(_file()[_nearest(system)])
+    entry = {name: value for name, value in _file()[_nearest(system)].items() if name != "until"}
     entry["graph_sizes"], entry["mixed_graph"] = _graphs(
         entry.pop("graph"), max_num_seqs, max_num_batched_tokens
     )
@@ -94,11 +94,19 @@ def load_traits(
 
 def _nearest(system: str) -> str:
     name = system.lower()
-    while name not in list_traits():
-        if "-" not in name:
-            raise UnknownNameError("system", system, list_traits())
-        name = name.rsplit("-", 1)[0]
-    return name
+    family, _, version = name.partition("-")
+    if name in list_traits():
+        return name
+    if family not in list_traits():
+        raise UnknownNameError("system", system, list_traits())
+    older = (other for other in list_traits() if other.startswith(f"{family}-"))
+    upto = [(_version(str(_file()[other]["until"])), other) for other in older]
+    return min((entry for entry in upto if _version(version) <= entry[0]), default=((), family))[1]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version: ``0.11.2`` is (0, 11)."""
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 def _graphs(rule: dict[str, Any], max_num_seqs: int, max_tokens: int | None) -> tuple[tuple[int, ...], bool]:
