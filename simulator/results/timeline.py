@@ -41,7 +41,8 @@ def timeline(
     again.
     """
     shown = _first_to_arrive(records, max_requests)
-    until = _end_of(records, shown)
+    left = leaving_times(records, series)
+    until = float(left[shown].max(initial=0.0))
     trace = list(process_names(series))
     batches = 0
     for s in series:
@@ -49,7 +50,7 @@ def timeline(
         batches += len(lanes)
         trace += lanes
         trace += counter_events(s)
-    trace += request_events(records, shown, events)
+    trace += request_events(records, shown, left, events)
     metadata = {
         "requests_shown": len(shown),
         "requests_in_run": len(records),
@@ -124,7 +125,7 @@ def counter_events(series: StepSeries) -> Iterator[dict[str, Any]]:
 
 
 def request_events(
-    records: Records, shown: Sequence[int], events: Iterable[RequestEvent]
+    records: Records, shown: Sequence[int], left: np.ndarray, events: Iterable[RequestEvent]
 ) -> Iterator[dict[str, Any]]:
     """For each request an outer span and inside it its phases, all pairs "b"/"e" of one id."""
     wanted = set(shown)
@@ -134,9 +135,7 @@ def request_events(
             changes[i].append((time, name))
     ids = records.ids()
     for i in shown:
-        spans = phases(records, i, changes[i])
-        if spans:
-            yield from _track(records, i, ids[i], spans)
+        yield from _track(records, i, ids[i], phases(records, i, float(left[i]), changes[i]))
 
 
 def phases(
