@@ -61,6 +61,12 @@ def timeline(
     return {"traceEvents": trace, "displayTimeUnit": "ms", "metadata": metadata}
 
 
+def leaving_times(records: Records, series: Sequence[StepSeries]) -> np.ndarray:
+    """When each request left, or where the run was cut off if it was still there, s, shape [requests]."""
+    times = np.concatenate((records.finish_time, records.arrival_time, [s.end_time() for s in series], [0.0]))
+    return np.where(np.isnan(records.finish_time), np.nanmax(times), records.finish_time)
+
+
 def process_names(series: Sequence[StepSeries]) -> Iterator[dict[str, Any]]:
     """Names of the processes and lanes."""
     yield {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "requests"}}
@@ -139,14 +145,9 @@ def request_events(
 
 
 def phases(
-    records: Records, i: int, changes: Sequence[tuple[float, str]] = ()
+    records: Records, i: int, end: float, changes: Sequence[tuple[float, str]] = ()
 ) -> list[tuple[str, float, float]]:
-    """(name, begin, end) of each phase of request *i* in s, without gaps; empty if it has not left the
-    system.
-    """
-    end = float(records.finish_time[i])
-    if math.isnan(end):
-        return []
+    """(name, begin, end) of each phase of request *i* until *end*, in s, without gaps."""
     marks = [(float(records.arrival_time[i]), "QUEUED")]
     if not math.isnan(records.first_scheduled_time[i]):
         marks.append((float(records.first_scheduled_time[i]), "SCHEDULED"))
@@ -184,12 +185,6 @@ def _first_to_arrive(records: Records, number: int) -> list[int]:
     arrived = np.flatnonzero(records.status >= 0)
     order = np.argsort(records.arrival_time[arrived], kind="stable")
     return [int(i) for i in arrived[order[:number]]]
-
-
-def _end_of(records: Records, shown: Sequence[int]) -> float:
-    """When the last of the *shown* requests left, s; 0 when none did."""
-    finish = records.finish_time[np.array(shown, dtype=np.int64)]
-    return float(np.nanmax(finish)) if not np.isnan(finish).all() else 0.0
 
 
 def _microseconds(seconds: float) -> float:

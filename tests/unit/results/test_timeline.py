@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.results import StepSeries
+from simulator.results import RUNNING, StepSeries
 from simulator.results.timeline import batch_events, timeline
 
 
@@ -87,3 +88,12 @@ def test_a_long_run_is_cut_and_says_so(filled: Any) -> None:
     assert shown == set(range(10))
     assert result["metadata"]["requests_shown"] == 10 and result["metadata"]["requests_in_run"] == 50
     assert max(e["ts"] for e in result["traceEvents"] if e["ph"] == "X") <= 9.75e6
+
+
+def test_a_request_that_is_still_running_lasts_to_the_cut_off(filled: Any) -> None:
+    builder, _, series = filled([(0.0, 0.5, 10, [1.0, 3.0])])
+    builder.finish_time[0], builder.status[0] = math.nan, RUNNING
+    result = timeline(builder.build(), [series])
+    assert_async_tracks_nest(result["traceEvents"])
+    ends = [e["ts"] for e in result["traceEvents"] if e["ph"] == "e"]
+    assert ends == [0.5e6, 3e6, 3e6]
