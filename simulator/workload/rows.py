@@ -8,7 +8,6 @@ both.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,8 +56,12 @@ class Rows:
             return careful(source)
         if table is None:
             return careful(source)
-        columns = {str(name): table.column(name).combine_chunks() for name in table.column_names}
-        return cls(source, columns, table.num_rows, None)
+        count, columns = table.num_rows, {str(name): table.column(name) for name in table.column_names}
+        del table  # so that each column's chunks are freed once they are combined
+        for name in columns:
+            columns[name] = columns[name].combine_chunks()
+        source.forget()
+        return cls(source, columns, count, None)
 
     @classmethod
     def _careful_json(cls, source: Source) -> Rows:
@@ -253,7 +256,7 @@ def _json_table(source: Source) -> Any:
         pa.field(name, _json_type(value)) for name, value in source.head.record.items() if _json_type(value)
     ]
     table = pyarrow.json.read_json(
-        io.BytesIO(source.data),
+        pa.BufferReader(source.data),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=CHUNK),
         parse_options=pyarrow.json.ParseOptions(explicit_schema=pa.schema(fields) if fields else None),
     )
@@ -276,7 +279,7 @@ def _csv_table(source: Source) -> Any:
         return None
     text = {name: pa.string() for name in names if name == "TIMESTAMP" or name.lower().endswith("id")}
     table = pyarrow.csv.read_csv(
-        io.BytesIO(source.data.lstrip()),
+        pa.BufferReader(source.data.lstrip()),
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=CHUNK),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=text, null_values=[""], strings_can_be_null=True

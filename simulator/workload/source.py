@@ -39,7 +39,7 @@ class Head:
 
 
 class Source:
-    """A file read whole: `data` (bytes, decompressed, no byte order mark) and `head`.
+    """A file: its content and what it starts with.
 
     *columns* maps our name of a column to the file's.
     """
@@ -47,11 +47,19 @@ class Source:
     def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
         self.own_names = {theirs: ours for ours, theirs in (columns or {}).items()}
-        self.data = _decompressed(self.path, _bytes(self.path)).removeprefix(b"\xef\xbb\xbf")
         if b"\x00" in self.data:
             raise InputError(self.path, "is not a text file (it holds zero bytes)")
         if not self.data or self.data.isspace():
             raise InputError(self.path, "is empty: a trace holds at least one request")
+
+    @cached_property
+    def data(self) -> bytes:
+        """The content, decompressed, without byte order mark."""
+        return _decompressed(self.path, _bytes(self.path)).removeprefix(b"\xef\xbb\xbf")
+
+    def forget(self) -> None:
+        """Free the content; it is read again if a complaint needs a line."""
+        del self.data
 
     @cached_property
     def text(self) -> str:
