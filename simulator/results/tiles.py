@@ -77,17 +77,18 @@ def _tile(tile: Tile, summary: Summary) -> str:
     return (
         f'<div class="tile"><div class="label">{escape(tile.label)}</div>'
         f'<div class="value">{value}{f"<small>{escape(unit)}</small>" if unit else ""}</div>'
-        f'<div class="more">{escape(_context(tile, summary))}</div></div>'
+        f'<div class="more">{"<br>".join(map(escape, _context(tile, summary)))}</div></div>'
     )
 
 
-def _context(tile: Tile, summary: Summary) -> str:
-    """The interval of the number, if it has one, and the numbers beside it."""
+def _context(tile: Tile, summary: Summary) -> list[str]:
+    """Lines: the interval of the number, if it has one, and the numbers beside it."""
     parts = []
     if summary.intervals is not None and tile.key in summary.intervals.values:
-        low, high = (" ".join(_text(v, tile.display)) for v in summary.intervals.values[tile.key])
+        display = tile.display.replace("d", ".1f")  # bounds of a count are not whole
+        low, high = (" ".join(_text(v, display)).strip() for v in summary.intervals.values[tile.key])
         parts.append(f"{summary.intervals.level:.0%}: {low} to {high}")
     for word, key, display in tile.more:
         if summary.values.get(key) is not None:
             parts.append(f"{word} {' '.join(_text(summary[key], display))}")
-    return " · ".join(part.strip() for part in parts)
+    return [part.strip() for part in parts]

@@ -80,6 +80,18 @@ def test_a_run_without_finished_requests_can_be_shown(filled: Any) -> None:
     assert "0 finished" in Document(page(unfinished)).text
 
 
+def test_replicas_and_intervals_are_shown(filled: Any) -> None:
+    requests = [(0.1 * i, 0.1 * i, 10, [0.1 * i + 0.5, 0.1 * i + 0.9]) for i in range(20)]
+    builder, itl, series = filled(requests)
+    second = filled(requests)[2]
+    second.replica = 1
+    run = summarize(builder.build(), itl, [series, second])
+    longer = summarize(builder.build(), itl, [series, second], end_time=4.0)
+    html = page(run.with_intervals([run, longer], level=0.9))
+    assert "replica 0" in html and "replica 1" in html
+    assert "90%: " in Document(html).text
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "shown"),
     [(9.547, ("9.55", "ms")), (52.83, ("52.8", "ms")), (999.4, ("999", "ms")), (7073.0, ("7.07", "s")),
