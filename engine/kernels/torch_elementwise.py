@@ -31,8 +31,8 @@ def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None
     for x in (q, k):
         half = cos.shape[-1]
         first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-        x[..., :half] = first * cos - second * sin
-        x[..., half : 2 * half] = second * cos + first * sin
+        turned = first * cos - second * sin, second * cos + first * sin
+        x[..., :half], x[..., half : 2 * half] = turned  # in fp32 `first` is a view of what is overwritten
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
