@@ -15,8 +15,11 @@ from simulator.errors import InputError, UnknownNameError
 __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 
 REPLAYS = {
+    "sglang-0.5.23": "sglang",
     "vllm-0.33": "vllm_v1",
     "vllm-0.11": "vllm_v1",
+    "vllm-0.2.7": "vllm_027",
+    "vllm-0.6": "vllm_v0",
 }
 """Source prefix of a case → module of this package with ``replay(case) -> Iterator[(ours, theirs)]``."""
 
