@@ -32,12 +32,12 @@ def get_kernels(
     if backend != "auto":
         return _named(backend, device, dtype)
     refusals: list[str] = []
-    for name in ("cuda", "triton"):
+    for name in ("cuda", "triton") if device.type == "cuda" else ():
         refusal = _refusal(name, device, dtype)
         if refusal is None:
             return _build(name, device, "; ".join(refusals) or "fastest form that runs here")
         refusals.append(refusal)
-    return TorchKernels(device, refusals[0] if len(set(refusals)) == 1 else "; ".join(refusals))
+    return TorchKernels(device, "; ".join(refusals) or f"{device.type} device")
 
 
 def _named(backend: str, device: torch.device, dtype: torch.dtype | None) -> Kernels:
