@@ -68,7 +68,7 @@ class StepTime:
         ideal = RooflineLaws(laws)
         self._ideal_laws = ideal
         self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal)
-        self._operators = step_operators(model, self.precision, self.parallelism)
+        self.operators = step_operators(model, self.precision, self.parallelism)
         self._token_table: array[float] = array("d")
         self._far_tokens: dict[int, float] = {}
         self._row_table: array[float] = array("d")
@@ -202,7 +202,7 @@ class StepTime:
 
     def _table(self, counts: Array, axis: str) -> array[float]:
         total = np.zeros_like(counts)
-        for operator in self._operators:
+        for operator in self.operators:
             if (operator.axis == "rows") == (axis == "rows"):
                 total += self._operator_seconds(operator, counts)
         if axis == "tokens":
@@ -219,7 +219,7 @@ class StepTime:
         rows = num_decodes + len(prefills)
         tokens, _ = self._launch(new_tokens, mixed=bool(prefills))
         parts: dict[str, float] = {}
-        for operator in self._operators:
+        for operator in self.operators:
             count = np.array([float(rows if operator.axis == "rows" else tokens)])
             time = float(self._operator_seconds(operator, count)[0])
             parts[operator.family] = parts.get(operator.family, 0.0) + time

@@ -80,8 +80,8 @@ def load_traits(
 ) -> HostTraits:
     """The traits of *system* with graph sizes resolved for its limits.
 
-    ``vllm-0.10.1`` takes the entry that holds until its version, else that of the family. *host* is a profile's host block: its
-    ``layer_overhead_s`` replaces the stated default.
+    ``vllm-0.10.1`` takes the entry that holds until its version, else that of the family. *host* is a
+    profile's host block: its ``layer_overhead_s`` replaces the stated default.
     """
     entry = {name: value for name, value in _file()[_nearest(system)].items() if name != "until"}
     entry["graph_sizes"], entry["mixed_graph"] = _graphs(
