@@ -1,0 +1,139 @@
+"""The engine in one object, for offline use.
+
+>>> from engine import LLM, SamplingParams
+>>> llm = LLM("path/to/model", max_num_seqs=64)                               # doctest: +SKIP
+>>> llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from typing import Any
+
+from engine.executor import Executor
+from engine.loading import build_runner
+from engine.outputs import Completion, RequestOutput
+from engine.params import SamplingParams
+from engine.runner import ModelRunner
+from engine.sequence import Sequence
+from engine.settings import EngineSettings
+from engine.tokenizer import load_tokenizer
+from simulator.scheduling.base import Scheduler
+
+__all__ = ["LLM", "make_scheduler"]
+
+Prompt = str | list[int]
+SchedulerFactory = Callable[..., Scheduler]
+
+
+class LLM:
+    """A model behind a scheduler; keyword arguments are those of `EngineSettings`.
+
+    *scheduler* makes the policy: it is called with ``num_gpu_blocks``, ``block_size``, ``max_num_seqs``,
+    ``max_num_batched_tokens``, ``max_model_len`` and ``explicit=True, track_ids=True`` (those that it
+    accepts), and with *scheduler_options*. The default is vLLM's V1.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        scheduler: SchedulerFactory | None = None,
+        scheduler_options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings = EngineSettings(model, **settings)
+        self.runner = build_runner(self.settings)
+        self.executor = make_executor(self.settings, self.runner, scheduler, scheduler_options)
+
+    def generate(
+        self,
+        prompts: Rows[Prompt] | str,
+        params: SamplingParams | Rows[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue every prompt (text, or token ids); outputs in the order of the prompts."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        default = params if isinstance(params, SamplingParams) else SamplingParams()
+        each = (
+            [default] * len(texts) if params is None or isinstance(params, SamplingParams) else list(params)
+        )
+        groups: list[list[Sequence]] = []
+        try:
+            for prompt, wanted in zip(texts, each, strict=True):
+                groups.append(self.executor.add(self._encode(prompt), wanted))
+            self.run()
+        finally:
+            for sequence in (s for group in groups for s in group):
+                self.executor.cancel(sequence)
+        return [self._output(prompt, group) for prompt, group in zip(texts, groups)]
+
+    def run(self) -> None:
+        """Step until nothing is left to do."""
+        while self.executor.has_work:
+            if self.executor.step():
+                continue
+            until = self.executor.wait_until
+            if until is not None:
+                time.sleep(max(0.0, until - self.executor.clock()))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        assert self.executor.tokenizer is not None
+        return self.executor.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _output(self, prompt: Prompt, group: list[Sequence]) -> RequestOutput:
+        request = group[0].request
+        return RequestOutput(
+            request_id=request.id.split("/")[0],
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=group[0].prompt,
+            outputs=[Completion.of(i, sequence) for i, sequence in enumerate(group)],
+            num_cached_tokens=request.cached_tokens,
+            num_preemptions=sum(s.request.num_preemptions for s in group),
+        )
+
+
+def make_executor(
+    settings: EngineSettings,
+    runner: ModelRunner,
+    factory: SchedulerFactory | None = None,
+    options: dict[str, Any] | None = None,
+) -> Executor:
+    """The executor of *settings* over *runner*."""
+    config = runner.decoder.config
+    return Executor(
+        runner,
+        make_scheduler(settings, runner, factory, options),
+        tokenizer=load_tokenizer(settings.directory, config.vocab_size),
+        eos=frozenset(config.eos_token_ids),
+        seed=settings.seed,
+    )
+
+
+def make_scheduler(
+    settings: EngineSettings,
+    runner: ModelRunner,
+    factory: SchedulerFactory | None = None,
+    options: dict[str, Any] | None = None,
+) -> Scheduler:
+    """A policy over the runner's blocks; the default is vLLM's V1."""
+    import inspect
+
+    if factory is None:
+        from simulator.scheduling.vllm_v1 import VllmV1
+
+        factory = VllmV1
+    limits = {
+        "num_gpu_blocks": runner.cache.num_blocks,
+        "block_size": settings.block_size,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "max_model_len": settings.model_len(runner.decoder.config),
+        "explicit": True,
+        "track_ids": True,
+    }
+    accepted = inspect.signature(factory).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    taken = {name: value for name, value in limits.items() if anything or name in accepted}
+    return factory(**{**taken, **(options or {})})
