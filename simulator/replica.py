@@ -23,12 +23,15 @@ from simulator.errors import CapacityError
 from simulator.injection import OpenLoop
 from simulator.results import FINISHED, REJECTED, RUNNING, WAITING, InterTokenLatency, RecordsBuilder, StepSeries
 from simulator.scheduling import Batch, Request, Scheduler, Wait
+from simulator.scheduling.request import FINISHED as ENDED
 from simulator.steptime import StepTime
 
 __all__ = ["Replica"]
 
 ARRIVAL_TOLERANCE = 1e-9
 """Relative. An arrival this close after the end of an iteration counts as before it."""
+WITH_FIRST = -2
+"""``decode_end`` of a sequence whose next token, the one its last prompt chunk yields, is its last."""
 
 
 class Replica:
@@ -71,7 +74,7 @@ class Replica:
         self._num_ends = 0
         self._inflight: deque[Batch] = deque()
         self._live = 0  # sequences that have a first token and more to come
-        self._fresh: list[tuple[int, float]] = []  # (how many, when): first tokens since the last decode iteration
+        self._fresh: dict[Request, float] = {}  # sequences that joined since the last decode iteration, and when
         self._last_decode = 0.0
         self._lagging: dict[Request, float] = {}  # sequences that missed an iteration, and their last token's time
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
@@ -160,7 +163,10 @@ class Replica:
             following = inflight[0]
             if not following.repeatable or following.num_decodes != batch.num_decodes:
                 return first
-        limit = self._ends[0][0] - batch.iteration + 1 if self._ends else 1
+        ends = self._ends
+        while ends and ends[0][2].ticket != ends[0][1]:  # overtaken by a preemption or a missed turn
+            heapq.heappop(ends)
+        limit = ends[0][0] - batch.iteration + 1 if ends else 1
         room = self.source.next_time - now
         if room < limit * first:
             limit = int(room / first) + 1
@@ -258,8 +264,10 @@ class Replica:
             left = self._length(request) - request.generated
             if left > 0:
                 self._set_end(request, batch.iteration + left)
-        if batch.stalled:
-            self._stall(batch)
+            else:
+                request.decode_end = WITH_FIRST
+        for request in batch.stalled:
+            self._set_end(request, request.decode_end + 1)
         if batch.preempted:
             self._mark_preempted(batch)
 
@@ -269,20 +277,14 @@ class Replica:
 
     def _set_end(self, request: Request, iteration: int) -> None:
         request.decode_end = iteration
-        self._num_ends += 1
-        heapq.heappush(self._ends, (iteration, self._num_ends, request))
-
-    def _stall(self, batch: Batch) -> None:
-        for request in batch.stalled:
-            self._lagging.setdefault(request, self._token_time(request))
-            self._set_end(request, request.decode_end + 1)
+        request.ticket = self._num_ends = self._num_ends + 1
+        heapq.heappush(self._ends, (iteration, request.ticket, request))
 
     def _token_time(self, request: Request) -> float:
-        """When *request* got its latest token."""
+        """When *request*, which decodes, got its latest token."""
         if request in self._lagging:
             return self._lagging[request]
-        first = self.records.first_token_time[request.index]
-        return max(self._last_decode, first) if first == first else self._last_decode
+        return self._fresh.get(request, self._last_decode)
 
     def _mark_preempted(self, batch: Batch) -> None:
         before = batch.iteration - (1 if batch.num_decodes else 0)
@@ -290,19 +292,21 @@ class Replica:
             self.records.num_preemptions[request.index] += 1
             self.records.status[request.index] = WAITING
             if request.decode_end > before:
-                request.decode_end = -1
+                request.decode_end = request.ticket = -1
+            if request.generated:
+                batch.suspended.append(request)
 
     def _complete(self, batch: Batch, now: float) -> None:
         """*batch* has run: hand out its tokens, end what ended, tell the policy."""
-        for request in batch.preempted:
+        for request in batch.suspended:
             self._suspend(request)
         if batch.num_decodes:
             self._deliver(batch, now)
         ended: list[Request] = []
         ends, iteration = self._ends, batch.iteration
         while ends and ends[0][0] <= iteration:
-            at, _, request = heapq.heappop(ends)
-            if request.decode_end == at:
+            _, ticket, request = heapq.heappop(ends)
+            if request.ticket == ticket:
                 ended.append(request)
         for request in batch.joining:
             self._first_token(request, now, ended)
@@ -311,9 +315,11 @@ class Replica:
         self.scheduler.commit(batch, ended, now)
 
     def _suspend(self, request: Request) -> None:
-        if request.generated and request not in self._since:
+        # One whose last token was in flight when it lost its blocks has ended meanwhile.
+        if request not in self._since and request.status != ENDED:
             self._since[request] = self._token_time(request)
             self._lagging.pop(request, None)
+            self._fresh.pop(request, None)
             self._live -= 1
 
     def _first_token(self, request: Request, now: float, ended: list[Request]) -> None:
@@ -325,36 +331,38 @@ class Replica:
         if last is not None:
             self.itl.add(now - last, 1)
         self._live += 1
-        if request.decode_end < 0:
+        if request.decode_end == WITH_FIRST:
             ended.append(request)
         else:
-            self._fresh.append((1, now))
+            self._fresh[request] = now
 
     def _deliver(self, batch: Batch, now: float) -> None:
         """Gaps of the sequences that got a token from the decode part of *batch*; repeats were noted before."""
-        live = self._live
-        if self._lagging:
-            live -= self._deliver_lagging(batch, now)
-        for count, when in self._fresh:
-            self.itl.add(now - when, count)
-            live -= count
-        self._fresh.clear()
+        for request in batch.stalled:
+            self._lagging[request] = self._token_time(request)
+            self._fresh.pop(request, None)
+        live = self._live - len(batch.stalled)
+        if self._fresh or len(self._lagging) > len(batch.stalled):
+            live -= self._deliver_late(batch, now)
         if live > 0:
             self.itl.add(now - self._last_decode, live)
         self._last_decode = now
 
-    def _deliver_lagging(self, batch: Batch, now: float) -> int:
-        """Sequences that had missed iterations; returns how many of the live ones are accounted for here."""
+    def _deliver_late(self, batch: Batch, now: float) -> int:
+        """Gaps of the sequences whose latest token did not come with the last decode iteration; returns how many."""
         stalled = set(batch.stalled)
-        accounted = len(stalled)
-        for request in [r for r in self._lagging if r not in stalled]:
-            self.itl.add(now - self._lagging.pop(request), 1)
-            accounted += 1
-        return accounted
+        late = {request: when for request, when in self._lagging.items() if request not in stalled}
+        for request in late:
+            del self._lagging[request]
+        late |= self._fresh
+        self._fresh.clear()
+        for when in late.values():
+            self.itl.add(now - when, 1)
+        return len(late)
 
     def _leave(self, request: Request, now: float) -> None:
         self._live -= 1
-        request.decode_end = -1
+        request.decode_end = request.ticket = -1
         i = request.index
         records = self.records
         records.output_length[i] += self._length(request)
@@ -381,7 +389,7 @@ class Replica:
             n, seconds = 1, durations
         else:
             n, seconds = len(durations), math.fsum(durations)
-            self._note_gaps(durations, start)
+            self._note_gaps(batch, durations, start)
         self.num_iterations += n
         self.busy_seconds += seconds
         waiting, used, cached, *waste = levels
@@ -400,26 +408,12 @@ class Replica:
             *waste,
         )
 
-    def _note_gaps(self, durations: Any, now: float) -> None:
+    def _note_gaps(self, batch: Batch, durations: Any, start: float) -> None:
         """Gaps of all repeated iterations but the last, which `_deliver` notes when it ends."""
-        first, rest = float(durations[0]), durations[1:-1]
-        live = self._live - self._deliver_first(now + first)
-        if live > 0:
-            self.itl.add(now + first - self._last_decode, live)
-        if len(rest):
-            self.itl.add_many(rest, self._live)
-        self._last_decode = now + math.fsum(durations[:-1])
-
-    def _deliver_first(self, now: float) -> int:
-        count = 0
-        for number, when in self._fresh:
-            self.itl.add(now - when, number)
-            count += number
-        self._fresh.clear()
-        for request in list(self._lagging):
-            self.itl.add(now - self._lagging.pop(request), 1)
-            count += 1
-        return count
+        self._deliver(batch, start + float(durations[0]))
+        if len(durations) > 2:
+            self.itl.add_many(durations[1:-1], self._live)
+        self._last_decode = start + math.fsum(durations[:-1])
 
     def _note_idle(self, now: float) -> None:
         scheduler = self.scheduler

@@ -53,7 +53,6 @@ class Batch:
         "cached",
         "decode_context",
         "decodes",
-        "finished",
         "forwards",
         "iteration",
         "joining",
@@ -65,6 +64,7 @@ class Batch:
         "rejected",
         "repeatable",
         "stalled",
+        "suspended",
         "width",
     )
 
@@ -80,7 +80,8 @@ class Batch:
         self.preempted: list[Request] = []
         self.rejected: list[tuple[Request, str]] = []
         """Requests that can never run, with the reason."""
-        self.finished: list[Request] = []
+        self.suspended: list[Request] = []
+        """The driver's: preempted sequences that had tokens when they lost their blocks."""
         self.cached: dict[Request, int] = {}
         """Tokens found in the prefix cache, for each request admitted by this iteration."""
         self.blocks_copied = 0

@@ -55,6 +55,7 @@ class Request:
         "state",
         "status",
         "target",
+        "ticket",
     )
 
     def __init__(
@@ -99,6 +100,8 @@ class Request:
         self.base = 0
         self.phase = -1
         self.decode_end = -1
+        self.ticket = -1
+        """The executor's: the count of decode iterations with which the request ends, and which note of it holds."""
         self.held: list[Any] = []
         self.registered = 0
         self.own_node: Any = None

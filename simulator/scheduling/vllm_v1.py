@@ -87,7 +87,6 @@ class VllmV1(Scheduler):
             raise ConfigurationError(f"policy {policy!r}: must be fcfs or priority")
         if max_num_batched_tokens < 1:
             raise ConfigurationError(f"max_num_batched_tokens {max_num_batched_tokens}: must be at least 1")
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.block_size = block_size
         self.by_priority = policy == "priority"
         self.chunked = enable_chunked_prefill
@@ -102,6 +101,8 @@ class VllmV1(Scheduler):
             track_ids=track_ids,
         )
         self.max_model_len = min(max_model_len, num_gpu_blocks * block_size)
+        # A prompt that may not be cut must fit one step: vLLM's default budget is then the longest sequence.
+        self.max_num_batched_tokens = max(max_num_batched_tokens, 0 if enable_chunked_prefill else self.max_model_len)
         self.watermark_blocks = int(watermark * num_gpu_blocks)
         self.waiting: deque[Request] = deque()
         self._queue: list[tuple[int, float, str, Request]] = []  # `waiting` in order of urgency
@@ -364,7 +365,7 @@ class VllmV1(Scheduler):
                 batch.joining.append(request)
 
     def _push_limit(self, request: Request) -> None:
-        at = self.decoding.iteration + request.max_tokens - request.generated
+        at = self.decoding.iteration + request.max_tokens - self.decoding.generated(request)
         request.state = at
         heapq.heappush(self._limits, (at, request.order, request))
 
@@ -373,7 +374,11 @@ class VllmV1(Scheduler):
         decoding, limits = self.decoding, self._limits
         while limits and limits[0][0] <= decoding.iteration:
             at, _, request = heapq.heappop(limits)
-            if request in decoding and request.state == at:
+            if request not in decoding or request.state != at:
+                continue
+            if decoding.generated(request) < request.max_tokens:  # it missed a turn
+                self._push_limit(request)
+            else:
                 decoding.leave(request)
 
     def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
