@@ -26,9 +26,10 @@ from simulator.models import ModelSpec, Precision
 from simulator.steptime.attention import StepAttention
 from simulator.steptime.operators import Operator, floored, step_operators
 from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.prefill import PrefillTimes
 from simulator.steptime.protocol import Laws
 from simulator.steptime.roofline import RooflineLaws
-from simulator.steptime.tables import KNOTS, SurfaceTable, curve_knots, octaves, read_curve, read_curve_many
+from simulator.steptime.tables import KNOTS, curve_knots, octaves, read_curve, read_curve_many
 from simulator.steptime.traits import HostTraits
 
 __all__ = ["StepTime"]
@@ -73,8 +74,8 @@ class StepTime:
         self._far_tokens: dict[int, float] = {}
         self._row_table: array[float] = array("d")
         self._decodes: dict[int, _DecodeEntry] = {}
-        self._prefill_start = 0.0
-        self._prefill_table: SurfaceTable | None = None
+        self._mixed_bases: dict[int, tuple[float, float]] = {}
+        self._prefill_attention = PrefillTimes(model, self._attention, self.parallelism.dp)
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Duration of one forward."""
@@ -135,52 +136,33 @@ class StepTime:
         return padded, layers * traits.piecewise_layer_s if mixed else 0.0
 
     def _mixed(self, num_decodes: int, decode_context: int, prefills: Prefills) -> float:
-        traits, rows = self.traits, num_decodes + len(prefills)
-        new_tokens = num_decodes + sum(chunk for chunk, _ in prefills)
-        tokens, launch = self._launch(new_tokens, mixed=True)
-        attention = self._prefill_attention(prefills)
+        traits, rows, new_tokens = self.traits, num_decodes + len(prefills), num_decodes
+        for chunk, _ in prefills:
+            new_tokens += chunk
+        base, launch = self._mixed_bases.get(new_tokens) or self._mixed_base(new_tokens)
+        attention = self._prefill_attention.seconds(prefills)
         if num_decodes:
             decoding = self._decode_attention(num_decodes, decode_context)
             attention = (attention + decoding) * traits.mixed_attention_factor
-        device = max(self._tokens(tokens) + self._rows(rows) + attention, launch)
-        host = traits.host_s(rows, new_tokens)
-        return max(device, host) if traits.overlap else device + host
+        device = base + self._rows(rows) + attention
+        if device < launch:
+            device = launch
+        host = traits.per_step_s + traits.per_seq_s * rows + traits.per_new_token_s * new_tokens
+        if traits.overlap:
+            return device if device > host else host
+        return device + host
+
+    def _mixed_base(self, new_tokens: int) -> tuple[float, float]:
+        """(operators, CPU time to launch) of a batch of *new_tokens* with prefills."""
+        tokens, launch = self._launch(new_tokens, mixed=True)
+        self._mixed_bases[new_tokens] = entry = self._tokens(tokens), launch
+        return entry
 
     def _decode_attention(self, num_decodes: int, decode_context: int) -> float:
         knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
         if not num_decodes <= decode_context < 2 ** (len(knots) // KNOTS - 1):
             knots = self._decode_batch(num_decodes, decode_context)[3]
         return read_curve(knots, decode_context)
-
-    def _prefill_attention(self, prefills: Prefills) -> float:
-        """One launch for all chunks: its start is paid once; ranks share the chunks evenly, none is cut."""
-        table = self._prefill_table
-        longest = max(chunk for chunk, _ in prefills)
-        furthest = max(context for _, context in prefills)
-        if table is None or longest > table.max_chunk or furthest > table.max_context:
-            table = self._grow_prefill_table(longest, furthest)
-        times = [table.read(chunk, context) for chunk, context in prefills]
-        dp = self.parallelism.dp
-        return self._prefill_start + (sum(times) if dp == 1 else max(max(times), sum(times) / dp))
-
-    def _grow_prefill_table(self, chunk: int, context: int) -> SurfaceTable:
-        law, ideal = self._attention.prefill, self._ideal_attention.prefill
-        one, none = np.ones(1), np.zeros(1)
-        start = float(max(law(one, none)[0] - 2 * ideal(one, none)[0], 0.0))
-        self._prefill_start = start
-        old = self._prefill_table
-        longest = max(chunk, old.max_chunk if old else 8192)
-        furthest = max(context, old.max_context if old else min(self.model.max_position_embeddings, 131_072))
-        # what a chunk adds to a launch is never less than its FLOPs and bytes take
-        self._prefill_table = SurfaceTable(
-            lambda c, k: np.maximum(law(c, k) - start, ideal(c, k)), longest, furthest
-        )
-        return self._prefill_table
-
-    @cached_property
-    def _ideal_attention(self) -> StepAttention:
-        ideal = self._ideal_laws
-        return StepAttention(self.model, self.precision, self.parallelism, ideal, ideal)
 
     def _tokens(self, tokens: int) -> float:
         """Seconds of all operators that depend on the number of tokens, and of the layers' overhead."""
@@ -225,7 +207,7 @@ class StepTime:
             parts[operator.family] = parts.get(operator.family, 0.0) + time
         factor = self.traits.mixed_attention_factor if num_decodes and prefills else 1.0
         if prefills:
-            parts["prefill_attention"] = factor * self._prefill_attention(prefills)
+            parts["prefill_attention"] = factor * self._prefill_attention.seconds(prefills)
         if num_decodes:
             parts["decode_attention"] = factor * self._decode_attention(num_decodes, decode_context)
         parts["layer_overhead"] = self.model.num_layers * self.traits.layer_overhead_s

@@ -68,6 +68,13 @@ class SurfaceTable:
         self.columns = len(columns)
         self.values = array("d", law(rows[:, None], columns[None, :] - 1.0).ravel().tolist())
 
+    @classmethod
+    def empty(cls) -> SurfaceTable:
+        """A table that reaches nowhere."""
+        table = cls(lambda c, _: c, 1.0, 0.0)
+        table.max_chunk = 0.0
+        return table
+
     def read(self, chunk: int, context: int) -> float:
         """The law at one point inside the table."""
         mantissa, exponent = frexp(chunk)
