@@ -1,0 +1,454 @@
+"""vLLM 0.6: the last V0 scheduler, prompts before decodes or, with chunked prefill, decodes before prompts.
+
+Default: a step is prompts or decodes. Prompts go first while nothing is swapped, in order of arrival, up to a token budget
+without padding. Chunked: running requests first (decodes, then the prompt in progress), then swapped ones, then new
+prompts with what is left of the budget; the queue is rebuilt in that order, so new prompts are the first victims.
+
+*policy* ``priority`` (default mode only) sorts both queues and preempts running requests for a more urgent head.
+*num_scheduler_steps* k decides once for k decode iterations: blocks are reserved for all of them and a sequence that ends
+between keeps its place until the last. *scheduler_delay_factor* holds prompts back for a multiple of the last prompt step.
+
+Read in vLLM 0.6.3 (core/scheduler.py, core/block_manager_v2.py); recorded decisions are reproduced step by step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from simulator.errors import CapacityError, ConfigurationError
+from simulator.scheduling.base import Batch, Wait
+from simulator.scheduling.paged import PagedScheduler
+from simulator.scheduling.request import FINISHED, Request
+from simulator.scheduling.system import Device, System
+
+__all__ = ["SYSTEMS", "VllmV0"]
+
+
+class VllmV0(PagedScheduler):
+    """The policy of vLLM 0.6; argument names are its flags.
+
+    *max_num_batched_tokens* defaults to 512 with chunked prefill, else to ``max(max_model_len, 2048)``.
+    *num_cpu_blocks* is the swap space in blocks. *preemption_mode* None: recompute one sequence, swap several.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_gpu_blocks: int,
+        num_cpu_blocks: int = 2048,
+        block_size: int = 16,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int | None = None,
+        max_model_len: int = 8192,
+        enable_chunked_prefill: bool = False,
+        enable_prefix_caching: bool = False,
+        policy: str = "fcfs",
+        preemption_mode: str | None = None,
+        num_scheduler_steps: int = 1,
+        scheduler_delay_factor: float = 0.0,
+        watermark: float = 0.01,
+        explicit: bool = False,
+        track_ids: bool = False,
+    ) -> None:
+        self.num_steps = num_scheduler_steps
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = 512 if enable_chunked_prefill else max(max_model_len, 2048)
+        super().__init__(
+            num_gpu_blocks=num_gpu_blocks,
+            num_cpu_blocks=num_cpu_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            watermark=watermark,
+            enable_prefix_caching=enable_prefix_caching,
+            explicit=explicit,
+            track_ids=track_ids,
+        )
+        self.chunked = enable_chunked_prefill
+        self.by_priority = policy == "priority" and not enable_chunked_prefill
+        self.preemption_mode = preemption_mode
+        self.delay_factor = scheduler_delay_factor
+        self._check(policy)
+        self._widest = self._touch_limit(1)
+        self._sorted = True  # whether both queues are in order of urgency
+        self._steps_left = 0  # iterations of the current decision still to come
+        self._ended_early: list[Request] = []
+        self._prompted_at: float | None = None  # when the last step was decided, if it had prompts
+        self._prompt_latency = 0.0
+
+    def _check(self, policy: str) -> None:
+        if policy not in ("fcfs", "priority"):
+            raise ConfigurationError(f"policy {policy!r}: must be fcfs or priority")
+        if self.preemption_mode not in (None, "swap", "recompute"):
+            raise ConfigurationError(f"preemption_mode {self.preemption_mode!r}: must be swap or recompute")
+        if self.num_steps < 1:
+            raise ConfigurationError(f"num_scheduler_steps {self.num_steps}: must be at least 1")
+        if self.num_steps > 1 and self.chunked:
+            raise ConfigurationError(f"num_scheduler_steps {self.num_steps}: not with enable_chunked_prefill")
+        if not self.chunked and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigurationError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens}: without enable_chunked_prefill"
+                f" at least max_model_len {self.max_model_len}"
+            )
+        if self.chunked and self.blocks.prefix_caching and self.max_num_batched_tokens % self.block_size:
+            raise ConfigurationError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens}: with enable_prefix_caching"
+                f" a multiple of block_size {self.block_size}"
+            )
+        if self.track_ids and self.preemption_mode == "swap":
+            raise ConfigurationError("preemption_mode swap: block tables are not tracked on the host")
+
+    def add(self, request: Request, now: float) -> None:
+        if self.chunked and request.prompt_length > self.max_model_len:
+            raise CapacityError(
+                f"a prompt of {request.prompt_length} tokens exceeds max_model_len {self.max_model_len}"
+            )
+        if self.preemption_mode == "recompute" and request.n > 1:
+            raise ConfigurationError(f"n {request.n}: several samples cannot be preempted by recompute")
+        super().add(request, now)
+        self._sorted = False
+
+    # one step
+
+    def schedule(self, now: float) -> Batch | Wait | None:
+        if not self.running and not self.waiting and not self.swapped:
+            return None
+        batch = Batch()
+        if self._steps_left:
+            self._steps_left -= 1
+            self._count_decodes(batch)
+        elif self.chunked:
+            self._schedule_chunked(batch, now)
+        else:
+            self._schedule_default(batch, now)
+        self._new_spans.clear()
+        self._join(batch)
+        batch.iteration = self.decoding.iteration
+        batch.repeatable = self._is_repeatable(batch)
+        return batch
+
+    def _is_repeatable(self, batch: Batch) -> bool:
+        if not batch.num_decodes or batch.prefills or batch.preempted or batch.stalled or self._prefilling:
+            return False
+        if batch.blocks_copied or batch.blocks_swapped_in or batch.rejected:
+            return False
+        if not self.waiting or self.swapped or self.num_steps > 1:
+            return True
+        return not self.delay_factor and (not self.by_priority or self._head_blocked())
+
+    # default: prompts or decodes
+
+    def _schedule_default(self, batch: Batch, now: float) -> None:
+        if not self.swapped:
+            self._admit(batch, now, self.max_num_batched_tokens, self._seats)
+        if batch.prefills:
+            return
+        if self.by_priority:
+            self._make_way(batch)
+        num_forced = len(batch.preempted)
+        self._decode(batch)
+        if self.swapped and len(batch.preempted) == num_forced:
+            self._return_swapped(batch, self.max_num_batched_tokens - batch.num_decodes, self._seats)
+        self._requeue()
+
+    def _admit(self, batch: Batch, now: float, budget: int, seats: int) -> None:
+        """Prompts from the head of the queue, until one does not fit."""
+        while self._passed_delay(now) and self.waiting:
+            leader = self.waiting[0]
+            sequence = self._sole(leader)
+            tokens = self._chunk(sequence, budget) if self.chunked else sequence.target
+            fits = self._fits(leader)
+            if tokens > self.max_model_len or fits is None:
+                self._reject(batch, self.waiting.popleft(), self._reason(leader, tokens))
+                continue
+            seats += self._num_seats(leader)
+            if not fits or not tokens or tokens > budget or seats > self.max_num_seqs:
+                break
+            self.waiting.popleft()
+            self._compute(batch, self._start(batch, leader), tokens)
+            self._sorted = False
+            budget -= tokens
+        self._prompted_at = now if batch.prefills else None
+
+    def _reason(self, leader: Request, tokens: int) -> str:
+        if tokens > self.max_model_len:
+            return f"a prompt of {tokens} tokens exceeds max_model_len {self.max_model_len}"
+        return self._no_room(leader)
+
+    def _passed_delay(self, now: float) -> bool:
+        """Whether prompts may run: the oldest has waited *delay_factor* times as long as the last prompt step took."""
+        if not self.delay_factor:
+            return True
+        if self._prompted_at is not None:
+            self._prompt_latency = now - self._prompted_at
+            self._prompted_at = None
+        if not self.waiting or self.chunked or not self.running:
+            return True
+        oldest = min(request.arrival_time for request in self.waiting)
+        return now - oldest > self.delay_factor * self._prompt_latency
+
+    def _decode(self, batch: Batch) -> None:
+        steps = self.num_steps
+        if not self.explicit and self._all_fit(steps):
+            self._append_all(batch, steps)
+        else:
+            queue = deque(self.running)
+            while queue:
+                self._append_in_order(batch, queue, queue.popleft(), steps)
+        self._count_decodes(batch)
+        if self.running:
+            self._steps_left = steps - 1
+
+    def _can_append(self, leader: Request) -> bool:
+        free = self.blocks.num_free
+        return sum(self._touched(sequence) for sequence in self._members(leader)) <= free
+
+    def _touched(self, sequence: Request) -> int:
+        """Blocks that the next tokens of *sequence* fall into, as if each were new: one more than needed, mostly."""
+        slots, unseen = self._unseen(sequence)
+        first = self.block_size - slots % self.block_size
+        return 1 - (first - unseen - self.num_steps + 1) // self.block_size
+
+    def _unseen(self, sequence: Request) -> tuple[int, int]:
+        """(tokens with a slot, tokens without): those of the last decision have none yet."""
+        tokens = self._num_tokens(sequence)
+        if tokens < sequence.target:
+            return sequence.target, 0
+        unseen = 1 if tokens == sequence.target else self.num_steps
+        return tokens + 1 - unseen, unseen
+
+    def _touch_limit(self, size: int) -> int:
+        return size * (1 - (2 - 2 * self.num_steps) // self.block_size)
+
+    # priority
+
+    def _make_way(self, batch: Batch) -> None:
+        """Preempt less urgent running requests until the head of the queue could be admitted."""
+        if not self._sorted:
+            self.running = dict.fromkeys(sorted(self.running, key=_urgency))
+        if self.waiting:
+            self._preempt_for(batch, self.waiting.popleft())
+        if not self._sorted:
+            self.waiting = deque(sorted(self.waiting, key=_urgency))
+            self._sorted = True
+
+    def _preempt_for(self, batch: Batch, head: Request) -> None:
+        while self.running and _urgency(victim := next(reversed(self.running))) > _urgency(head):
+            if self._admissible(head):
+                break
+            self._preempt(batch, victim)
+            self._requeue()
+            self._sorted = False
+        self.waiting.appendleft(head)
+        batch.notes = {"forced": len(batch.preempted)}
+
+    def _admissible(self, leader: Request) -> bool:
+        seats = self._seats + self._num_seats(leader)
+        tokens = self._sole(leader).target
+        return bool(self._fits(leader)) and seats <= self.max_num_seqs and tokens <= self.max_num_batched_tokens
+
+    def _head_blocked(self) -> bool:
+        """Whether the head of the queue will be refused, and kept, by the next step too."""
+        leader = self.waiting[0]
+        fits = self._fits(leader)
+        if fits is None or self._sole(leader).target > self.max_model_len:
+            return False
+        return not self._admissible(leader)
+
+    # chunked prefill: decodes and prompts
+
+    def _schedule_chunked(self, batch: Batch, now: float) -> None:
+        if not self.explicit and self._chunked_all_fit():
+            budget, seats, left = self._run_all(batch)
+        else:
+            budget, seats, left = self._run_in_order(batch)
+        returned: list[Request] = []
+        if self.swapped and not batch.preempted:
+            returned = self._return_swapped(batch, budget, seats)
+            budget -= sum(self._charge(leader) for leader in returned)
+            seats += sum(self._num_seats(leader) for leader in returned)
+        if returned or left:
+            self._rebuild(left, returned)
+        self._admit(batch, now, budget, seats)
+        self._requeue()
+
+    def _chunked_all_fit(self) -> bool:
+        """Whether everybody gets a turn: the one prompt in progress comes last and the budget reaches it."""
+        spare = self.max_num_batched_tokens - len(self.decoding)
+        if self._prefilling:
+            leader = next(iter(self._prefilling))
+            if len(self._prefilling) > 1 or leader is not next(reversed(self.running)):
+                return False
+            spare = self._chunk(self._sole(leader), spare) - 1
+        return spare >= 0 and self._all_fit()
+
+    def _run_all(self, batch: Batch) -> tuple[int, int, list[Request]]:
+        self._append_all(batch)
+        self._count_decodes(batch)
+        budget = self.max_num_batched_tokens - batch.num_decodes
+        for leader in list(self._prefilling):
+            sequence = self._sole(leader)
+            chunk = self._chunk(sequence, budget)
+            self._compute(batch, sequence, chunk)
+            budget -= chunk
+        return budget, self._seats, []
+
+    def _run_in_order(self, batch: Batch) -> tuple[int, int, list[Request]]:
+        budget, seats = self.max_num_batched_tokens, 0
+        chunks: dict[Request, int] = {}
+        decodes: list[Request] = []
+        queue = deque(self.running)
+        while queue:
+            leader = queue[0]
+            tokens = self._new_tokens(leader, budget)
+            if not tokens:
+                break
+            queue.popleft()
+            if not self._append_in_order(batch, queue, leader):
+                continue
+            if leader in self._prefilling:
+                chunks[leader] = tokens
+            else:
+                decodes.append(leader)
+            budget -= tokens
+            seats += self._num_seats(leader)
+        self._count_decodes(batch, queue)
+        for leader, chunk in chunks.items():
+            self._compute(batch, self._sole(leader), chunk)
+        self.running = dict.fromkeys((*queue, *decodes, *chunks))
+        return budget, seats, list(queue)
+
+    def _new_tokens(self, leader: Request, budget: int) -> int:
+        if leader in self._prefilling:
+            return self._chunk(self._sole(leader), budget)
+        size = len(self._members(leader))
+        return size if size > 1 else min(1, budget)
+
+    def _chunk(self, sequence: Request, budget: int) -> int:
+        """Prompt tokens within *budget*; whole blocks if prompts may share them."""
+        left = sequence.target - sequence.computed
+        if left <= budget:
+            return left
+        return budget - budget % self.block_size if self.blocks.prefix_caching else budget
+
+    def _append(self, batch: Batch, leader: Request, steps: int = 1) -> None:
+        if leader not in self._prefilling:  # a prompt has all its blocks
+            super()._append(batch, leader, steps)
+
+    def _rebuild(self, left: list[Request], returned: list[Request]) -> None:
+        """Those left out first, then those that came back, then the others as they ran."""
+        decoding = [leader for leader in returned if leader not in self._prefilling]
+        prompts = [leader for leader in returned if leader in self._prefilling]
+        self.running = dict.fromkeys((*left, *decoding, *prompts, *self.running))
+
+    def _charge(self, leader: Request) -> int:
+        """Tokens of a request that just came back."""
+        return len(self._members(leader))
+
+    # swapping: sequences come back with blocks of their own
+
+    def _recomputes(self, leader: Request) -> bool:
+        if self.preemption_mode is None:
+            return self._num_seats(leader) == 1
+        return self.preemption_mode == "recompute"
+
+    def _swap_size(self, leader: Request) -> int:
+        size = self.block_size
+        return sum(-(-self._num_slots(sequence) // size) for sequence in self._members(leader))
+
+    def _swap_touches(self, leader: Request) -> int:
+        """Full blocks of every sequence, shared or not, and those its next tokens fall into."""
+        size = self.block_size
+        members = self._members(leader)
+        return sum(self._unseen(sequence)[0] // size + self._touched(sequence) for sequence in members)
+
+    def _leave_device(self, members: list[Request]) -> None:
+        for sequence in members:
+            self._release(sequence)
+
+    def _enter_device(self, members: list[Request]) -> None:
+        for sequence in members:
+            self.blocks.grow(sequence, self._num_slots(sequence))
+
+    def _return_swapped(self, batch: Batch, budget: int, seats: int) -> list[Request]:
+        """Swapped requests come back in order, until one does not fit."""
+        returned: list[Request] = []
+        while self.swapped:
+            leader = self.swapped[0]
+            need = self._swap_touches(leader)
+            never = self.blocks.num_blocks < need
+            stuck = not self.running and self.blocks.num_blocks - need < self.watermark_blocks
+            if never or stuck:  # stuck: the real engine waits for ever
+                self._drop_swapped(batch, self.swapped.popleft(), need)
+                continue
+            tokens = self._returning_tokens(leader)
+            seats += self._num_seats(leader)
+            if self.blocks.num_free - need < self.watermark_blocks or tokens > budget or seats > self.max_num_seqs:
+                break
+            self._swap_in(batch, self.swapped.popleft())
+            self._restore(batch, leader, tokens)
+            budget -= tokens
+            returned.append(leader)
+        return returned
+
+    def _returning_tokens(self, leader: Request) -> int:
+        """Tokens that *leader* computes when it comes back; a prompt is not cut here."""
+        members = self._members(leader)
+        return sum(max(sequence.target - sequence.computed, 1) for sequence in members)
+
+    def _restore(self, batch: Batch, leader: Request, tokens: int) -> None:
+        sequence = self._sole(leader)
+        if sequence.computed < sequence.target:
+            self._compute(batch, sequence, tokens)
+            return
+        self._resume(batch, leader, self.num_steps)
+        self._steps_left = self.num_steps - 1
+        self._sorted = False
+
+    # several iterations for one decision
+
+    def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
+        if self._steps_left:
+            self._ended_early.extend(ended)
+            return
+        super().commit(batch, (*self._ended_early, *ended), now)
+        self._ended_early.clear()
+
+    def repeats(self, batch: Batch, limit: int) -> int:
+        if self.num_steps == 1:
+            return super().repeats(batch, limit)
+        return min(limit, 1 + self._steps_left) if batch.repeatable and not self.explicit else 1
+
+    def advance(self, batch: Batch, n: int) -> None:
+        if self.num_steps == 1:
+            super().advance(batch, n)
+            return
+        self._steps_left -= n
+        self.decoding.advance(n)
+        batch.iteration += n
+        batch.decode_context += n * batch.num_decodes
+
+
+def _urgency(request: Request) -> tuple[int, float]:
+    return request.priority, request.arrival_time
+
+
+def _defaults(device: Device) -> dict[str, int]:
+    return {"max_num_seqs": 256}
+
+
+SYSTEMS = (
+    System(
+        name="vllm-0.6",
+        version="0.6.3",
+        summary="prompts before decodes (or chunked), watermark, recompute for one sequence, swap for several",
+        source="vLLM 0.6.3, core/scheduler.py, core/block_manager_v2.py",
+        status="recorded",
+        policy="vllm_v0:VllmV0",
+        defaults=_defaults,
+        memory="vllm-0.19",
+        traits="vllm-v0",
+    ),
+)
