@@ -92,7 +92,7 @@ class HandCalculation:
         if read <= work:
             return f"at batch {self.batch} FLOPs take longer than reading the weights once, {read:.2f} ms"
         return (
-            f"decode at batch {self.batch} is bound by bandwidth, not by FLOPs: one read of the weights takes "
+            f"decode at batch {self.batch} is bound by bandwidth, not by FLOPs: reading the weights takes "
             f"{read:.2f} ms, {read / work:.0f} times the {work:.2f} ms of its FLOPs"
         )
 
