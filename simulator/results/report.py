@@ -19,7 +19,7 @@ from simulator.results.summary import Summary, percentile_word
 from simulator.results.table import format_table, format_value
 from simulator.results.tiles import tiles_html
 
-PLOT_CONFIG = {"displaylogo": False, "responsive": True, "plotlyServerURL": "", "displayModeBar": False}
+PLOT_CONFIG = {"responsive": True, "plotlyServerURL": "", "displayModeBar": False}
 
 
 def report_html(

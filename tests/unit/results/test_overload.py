@@ -9,8 +9,11 @@ from simulator.results import FINISHED, Records, RecordsBuilder, detect_overload
 
 
 def single_server(load: float, n: int, seed: int, service: float = 1.0) -> Records:
-    arrivals = np.cumsum(np.random.default_rng(seed).exponential(service / load, n))
-    builder, free = RecordsBuilder(n), 0.0
+    return served(np.cumsum(np.random.default_rng(seed).exponential(service / load, n)), service)
+
+
+def served(arrivals: np.ndarray, service: float = 1.0) -> Records:
+    builder, free = RecordsBuilder(len(arrivals)), 0.0
     for i, arrival in enumerate(arrivals.tolist()):
         begin = max(arrival, free)
         free = begin + service
@@ -53,3 +56,10 @@ def test_requests_that_never_ran_are_still_in_the_queue() -> None:
     overload = detect_overload(builder.build())
     assert overload is not None and overload.overloaded
     assert overload.waiting_at_last_arrival == 1000 and overload.served_rate == 0
+
+
+def test_a_burst_that_drains_is_no_overload() -> None:
+    burst, after = np.linspace(0, 100, 1500), np.linspace(101, 1000, 450)
+    overload = detect_overload(served(np.concatenate((burst, after))))
+    assert overload is not None and overload.waiting_at_last_arrival > 800
+    assert not overload.overloaded

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 import simulator.results
-from simulator.results import STATUS, RecordsBuilder
+from simulator.results import LOST, REJECTED, STATUS, RecordsBuilder
 
 
 def test_columns_have_their_types(three: Any) -> None:
@@ -36,6 +36,15 @@ def test_frame_has_names_for_codes(three: Any) -> None:
     assert frame["status"].tolist() == ["finished"] * 3
     assert frame["reason"].isna().all()
     assert len(frame) == 3
+
+
+def test_reasons_are_counted_most_frequent_first() -> None:
+    builder = RecordsBuilder(4)
+    for i, reason in enumerate(["too long", "no room", "no room", "too long"]):
+        builder.leave(i, REJECTED if i < 3 else LOST, reason, 1.0)
+    records = builder.build()
+    assert list(records.reason_counts(REJECTED).items()) == [("no room", 2), ("too long", 1)]
+    assert records.reason_counts(LOST) == {"too long": 1}
 
 
 def test_public_names_are_sorted_and_exist() -> None:

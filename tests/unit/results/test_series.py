@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from simulator.results import StepSeries
 from simulator.results.series import AMOUNTS, CHUNK, COLUMNS, LEVELS
 
+SIZES = st.one_of(st.integers(1, 50), st.sampled_from([CHUNK, CHUNK + 1, 2 * CHUNK + 5, 4 * CHUNK]))
+
 
 def random_rows(n: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    rows = np.floor(rng.uniform(0, 100, (n, len(COLUMNS))))
+    rows = rng.uniform(0, 100, (n, len(COLUMNS)))
     rows[:, 1] = rng.uniform(0, 0.1, n)
     rows[:, 2] = rng.integers(1, 5, n)
     rows[:, 0] = np.concatenate(([0.0], np.cumsum(rows[:-1, 1] + rng.choice([0, 0.5], n - 1))))
@@ -28,7 +30,7 @@ def filled(rows: np.ndarray, **options: int) -> StepSeries:
 
 
 @settings(max_examples=15, deadline=None)
-@given(n=st.integers(1, 3 * CHUNK), max_points=st.sampled_from([10, 100, 20_000]), seed=st.integers(0, 99))
+@given(n=SIZES, max_points=st.sampled_from([10, 100, 20_000]), seed=st.integers(0, 99))
 def test_averages_maxima_and_totals_are_exact_whatever_the_resolution(
     n: int, max_points: int, seed: int
 ) -> None:
