@@ -91,11 +91,13 @@ def _layers(fields: Fields, family: Family, hidden: int, norm: int) -> tuple[Lay
     attention = _attention(fields, family, hidden)
     norms = _norm_parameters(fields, family, norm)
     pairs = zip(layer_mlps(fields, family, hidden, count), layer_windows(fields, family, count), strict=True)
+    parallel = bool(family.parallel_field) and fields.boolean(family.parallel_field, True)
     groups: dict[tuple[MlpSpec, int | None], int] = {}
     for pair in pairs:
         groups[pair] = groups.get(pair, 0) + 1
     return tuple(
-        LayerSpec(n, attention, mlp, window, norms // norm, norms) for (mlp, window), n in groups.items()
+        LayerSpec(n, attention, mlp, window, norms // norm, norms, parallel)
+        for (mlp, window), n in groups.items()
     )
 
 

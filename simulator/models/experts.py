@@ -73,7 +73,7 @@ def _qwen(fields: Fields, family: Family, hidden: int, num_layers: int) -> list[
     shared = fields.integer("shared_expert_intermediate_size", default=0, least=0)
     routed = MlpSpec(
         fields.integer("moe_intermediate_size"),
-        num_experts=fields.integer("num_experts"),
+        num_experts=fields.integer("num_experts", "num_local_experts"),
         topk=fields.integer("num_experts_per_tok"),
         shared_intermediate=shared,
         shared_gate=shared > 0,

@@ -28,6 +28,7 @@ class Family:
     norm_bias: bool = False  # LayerNorm has a shift, RMSNorm has none
     qk_norm: bool = False
     sinks: bool = False  # one learned logit per head
+    parallel_field: str = ""  # flag for attention and MLP side by side, on unless the configuration says no
     moe: Literal["none", "mixtral", "qwen", "deepseek", "llama4", "gpt_oss"] = "none"
     windows: Literal["none", "all", "qwen", "gemma2", "gemma3", "gpt_oss", "llama4"] = "none"
     positions: Literal["rotary", "learned", "opt", "alibi"] = "rotary"
@@ -51,7 +52,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3": Family(tied=True, norms=4, qk_norm=True, windows="gemma3"),
         "gemma3_text": Family(tied=True, norms=4, qk_norm=True, windows="gemma3"),
         "phi": Family(
-            gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, head_bias=True, norms=1, norm_bias=True
+            gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, head_bias=True, norms=1, norm_bias=True,
+            parallel_field="parallel_attn",
         ),
         "phi3": Family(windows="all"),
         "llama4": Family(moe="llama4", windows="llama4"),
@@ -71,17 +73,19 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "gptj": Family(
             gated=False, mlp_bias=True, head_bias=True, norms=1, norm_bias=True, kv_heads="all",
-            default_intermediate=4,
+            default_intermediate=4, parallel_field="parallel_attn",
         ),
         "gpt_neox": Family(
-            gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, norm_bias=True, kv_heads="all"
+            gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, norm_bias=True, kv_heads="all",
+            parallel_field="use_parallel_residual",
         ),
         "bloom": Family(
             gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, tied=True, norm_bias=True,
             positions="alibi", kv_heads="all", default_intermediate=4,
         ),
         "falcon": Family(
-            gated=False, tied=True, norm_bias=True, kv_heads="falcon", default_intermediate=4
+            gated=False, tied=True, norm_bias=True, kv_heads="falcon", default_intermediate=4,
+            parallel_field="parallel_attn",
         ),
     }
 )  # fmt: skip

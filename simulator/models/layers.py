@@ -174,7 +174,11 @@ class MlpSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """*count* identical layers; *window* is how far back attention sees (None: everything)."""
+    """*count* identical layers; *window* is how far back attention sees (None: everything).
+
+    *parallel* layers add attention and MLP to the same input (GPT-J, Wang and Komatsuzaki 2021): one
+    all-reduce instead of two.
+    """
 
     count: int
     attention: AttentionSpec
@@ -182,3 +186,4 @@ class LayerSpec:
     window: int | None = None
     num_norms: int = 2
     norm_parameters: int = 0
+    parallel: bool = False

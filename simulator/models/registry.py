@@ -35,9 +35,7 @@ _PRECISION = {
     "bf16": "bf16",
     "fp16": "fp16",
 }
-_TUNING = re.compile(
-    r"-(instruct|it|chat|hf|base|preview|original|v1|2407|2409|2507|0528|\d{4})(?=-|$)"
-)
+_TUNING = re.compile(r"-(instruct|it|chat|hf|base|preview|original|v1|2407|2409|2507|0528|\d{4})(?=-|$)")
 
 
 def list_models() -> list[str]:

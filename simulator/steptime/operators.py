@@ -107,7 +107,7 @@ def _layer(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism
         yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=law)
     rotated = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
     yield Operator("rotary", "elementwise", "elementwise", "tokens", count, width=4.0 * rotated)
-    if tp > 1:
+    if tp > 1 and not layer.parallel:
         yield Operator("all_reduce", "collective", "all_reduce", "tokens", count, width=2.0 * h, gpus=tp)
     yield from _mlp(layer, h, precision, parallel)
 

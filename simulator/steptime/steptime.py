@@ -214,6 +214,10 @@ class StepTime:
         parts["host"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
         return parts
 
+    def with_laws(self, laws: Laws) -> StepTime:
+        """The same step on other laws, for instance drawn from their uncertainty."""
+        return StepTime(self.model, laws, self.parallelism, self.traits, self.precision)
+
     @cached_property
     def ideal(self) -> StepTime:
         """The same step at peak rates: no padding, no launches, no host."""
