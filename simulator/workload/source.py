@@ -21,6 +21,9 @@ from simulator.errors import ConfigurationError, InputError
 
 __all__ = ["Head", "Source"]
 
+WHITESPACE = " \t\r\n\v\f"
+"""What counts as blank in text, as it does in bytes."""
+
 Kind = Literal["csv", "jsonl", "json"]
 
 
@@ -73,7 +76,7 @@ class Source:
     def lines(self) -> list[tuple[int, str]]:
         """Line numbers, from 1, and text of the lines that are not blank."""
         lines = self.text.replace("\r\n", "\n").split("\n")
-        return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        return [(number, line) for number, line in enumerate(lines, 1) if line.strip(WHITESPACE)]
 
     def line_of(self, row: int) -> int:
         """The line number of the *row*-th line that is not blank."""

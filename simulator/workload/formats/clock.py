@@ -16,7 +16,7 @@ from simulator.workload.rows import Rows
 __all__ = ["is_date", "read_times"]
 
 DATE = re.compile(
-    r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?\s*(Z|UTC|[+-]\d\d:?\d\d)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?)?\s*(Z|UTC|[+-]\d\d:?\d\d)?", re.ASCII
 )
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ALLOWED = "must be a date as 2023-11-16 18:15:46.6805900 between the years 1678 and 2261"
@@ -49,7 +49,7 @@ def _nanoseconds(rows: Rows, name: str, row: int, text: object) -> int:
     day, clock, fraction, zone = match.groups()
     zone = "+00:00" if zone in (None, "Z", "UTC") else zone
     try:
-        moment = datetime.fromisoformat(f"{day}T{clock}{zone}")
+        moment = datetime.fromisoformat(f"{day}T{clock or '00:00:00'}{zone}")
     except ValueError as error:
         raise rows.error(row, name, text, ALLOWED) from error
     if not 1678 <= moment.year <= 2261:

@@ -74,8 +74,7 @@ def content(rows: Rows) -> Runs:
 
 def split_parts(rows: Rows) -> None:
     """A column ``hash_ids.<part>`` for each part."""
-    column = rows.columns["hash_ids"]
-    values = column if isinstance(column, list) else column.to_pylist()
+    values = rows.objects("hash_ids")
     for row, value in enumerate(values):
         if not isinstance(value, dict):
             raise rows.error(row, "hash_ids", value, f"must be an object of {', '.join(PARTS)}")
