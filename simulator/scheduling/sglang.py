@@ -259,7 +259,7 @@ class Sglang(Scheduler):
                 verdict = OTHER
         elif pool.ceil(extend) > budget.chunk:
             chunk = budget.chunk // page * page
-            if chunk <= 0:
+            if chunk <= 0 or self.chunked is not None:  # one request at a time is in the middle
                 verdict = OTHER
         if verdict is not CONTINUE:
             pool.unlock(request)
@@ -277,7 +277,7 @@ class Sglang(Scheduler):
         ):
             return NO_TOKEN
         chunk = extend if budget.chunk is None else min(extend, budget.chunk)
-        if chunk <= 0:
+        if chunk <= 0 or (chunk < extend and self.chunked is not None):
             return OTHER
         self._start(batch, request, None, chunk)
         budget.charge(chunk, min(request.max_tokens, CLIP_MAX_NEW_TOKENS) if chunk == extend else 0)
@@ -506,7 +506,7 @@ class Sglang(Scheduler):
     # many passes at once
 
     def repeats(self, batch: Batch, limit: int) -> int:
-        if not batch.repeatable or limit <= 1 or self.explicit:
+        if not batch.repeatable or limit <= 1 or self.explicit or len(self.decoding) != batch.num_decodes:
             return 1
         limit -= 1
         if self._ends:
