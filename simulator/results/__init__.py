@@ -4,7 +4,9 @@ from simulator.results.distribution import Distribution
 from simulator.results.goodput import parse_goodput
 from simulator.results.invariants import ConservationError, check_conservation
 from simulator.results.itl import InterTokenLatency
-from simulator.results.metrics import LATENCIES, METRICS, LatencyMetric, Metric
+from simulator.results.latencies import LATENCIES
+from simulator.results.metric import LatencyMetric, Metric
+from simulator.results.metrics import METRICS
 from simulator.results.overload import Overload, detect_overload
 from simulator.results.records import (
     CANCELLED,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.results.metrics import LATENCIES
+from simulator.results.latencies import LATENCIES
 from simulator.results.series import StepSeries
 from simulator.results.summary import Summary
 

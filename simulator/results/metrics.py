@@ -1,130 +1,36 @@
-"""The metrics, one record each: key, printed label, unit, place in the table, formula.
-
-Names and definitions are those of vLLM's benchmark (``vllm bench serve``), because the same words mean other
-things elsewhere: what guidellm calls TPOT includes the first token, what aiperf calls ITL is a mean per
-request. All times are as the client sees them, from the arrival of the request. Unless said otherwise only
-finished requests count.
+"""The numbers of a run, one record each: counts, rates and shares, as vLLM's benchmark defines them where it
+has them.
 
 The docstring of a metric's function is its formula; ``docs/reference/metrics.md`` repeats it and a test
-compares them.
+compares them. Unless a formula says otherwise only finished requests count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from simulator.results import records as r
-from simulator.results.distribution import Distribution, Values
 from simulator.results.goodput import meets
+from simulator.results.metric import Metric, Number, formula_of
 from simulator.results.sample import Sample
 from simulator.results.series import pooled_mean
 
-Number = float | int | None
 _Scalar = TypeVar("_Scalar", bound=Callable[[Sample], Number])
-_Latency = TypeVar("_Latency", bound=Callable[[Sample], Distribution])
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A single number of a run."""
-
-    tag: str
-    """Key in ``summary.json``."""
-    header: str
-    """Label in the printed table."""
-    unit: str
-    order: int
-    """Place in the table; 100 and above is the simulator's own block below vLLM's."""
-    display: str
-    """Format of the value in the table; empty: not printed."""
-    compute: Callable[[Sample], Number]
-    formula: str
-
-
-@dataclass(frozen=True)
-class LatencyMetric:
-    """A time per request (or per token): mean, median, standard deviation and percentiles are reported."""
-
-    tag: str
-    """``mean_{tag}_ms``, ``p99_{tag}_ms``, … in ``summary.json``."""
-    header: str
-    title: str
-    """Heading of its block in the printed table."""
-    order: int
-    compute: Callable[[Sample], Distribution]
-    """In seconds."""
-    formula: str
-    unit: str = "s"
-    display_unit: str = "ms"
-
 
 METRICS: list[Metric] = []
-LATENCIES: list[LatencyMetric] = []
 
 
 def metric(tag: str, header: str, unit: str, order: int, display: str = "") -> Callable[[_Scalar], _Scalar]:
     """Register the decorated function as the `Metric` *tag*; its docstring is the formula."""
 
     def register(compute: _Scalar) -> _Scalar:
-        METRICS.append(Metric(tag, header, unit, order, display, compute, _formula(compute)))
+        METRICS.append(Metric(tag, header, unit, order, display, compute, formula_of(compute)))
         return compute
 
     return register
-
-
-def latency(tag: str, header: str, title: str, order: int) -> Callable[[_Latency], _Latency]:
-    """Register the decorated function as the `LatencyMetric` *tag*; its docstring is the formula."""
-
-    def register(compute: _Latency) -> _Latency:
-        LATENCIES.append(LatencyMetric(tag, header, title, order, compute, _formula(compute)))
-        return compute
-
-    return register
-
-
-def _formula(compute: Callable[[Sample], object]) -> str:
-    return " ".join((compute.__doc__ or "").split())
-
-
-@latency("ttft", "TTFT", "Time to First Token", 1)
-def ttft(sample: Sample) -> Distribution:
-    """first_token_time − arrival_time"""
-    return Values(sample.ttft)
-
-
-@latency("tpot", "TPOT", "Time per Output Token (excl. 1st token)", 2)
-def tpot(sample: Sample) -> Distribution:
-    """(E2EL − TTFT) / (output_length − 1), for requests with output_length > 1"""
-    return Values(sample.tpot)
-
-
-@latency("itl", "ITL", "Inter-token Latency", 3)
-def itl(sample: Sample) -> Distribution:
-    """every gap between successive tokens, pooled over all requests"""
-    return sample.itl
-
-
-@latency("e2el", "E2EL", "End-to-end Latency", 4)
-def e2el(sample: Sample) -> Distribution:
-    """finish_time − arrival_time"""
-    return Values(sample.e2el)
-
-
-@latency("queue_time", "Queue (ms)", "Queue Time", 5)
-def queue_time(sample: Sample) -> Distribution:
-    """first_scheduled_time − arrival_time"""
-    return Values(sample.queue_time)
-
-
-@latency("normalized_latency", "Norm. latency", "Normalized Latency per Output Token", 6)
-def normalized_latency(sample: Sample) -> Distribution:
-    """E2EL / output_length (Orca, OSDI 2022)"""
-    output = sample.output_length
-    return Values(sample.e2el[output > 0] / output[output > 0])
 
 
 @metric("completed", "Successful requests:", "requests", 1, "d")

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from simulator.results.figures import breakdown_figure, latency_figure, timeline_figure
-from simulator.results.metrics import LATENCIES
+from simulator.results.latencies import LATENCIES
 from simulator.results.records import STATUS
 from simulator.results.summary import Summary, percentile_word
 from simulator.results.table import format_table, format_value

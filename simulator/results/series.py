@@ -16,50 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from simulator.results.points import AMOUNTS, COLUMNS, LEVELS, fold, join, no_points, pairs
 from simulator.results.token_rate import TokenRate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVELS = (
-    "num_running",
-    "num_waiting",
-    "num_decodes",
-    "kv_blocks_used",
-    "kv_blocks_cached",
-    "waste_reserved",
-    "waste_internal",
-    "waste_external",
-    "waste_shared",
-)
-"""Levels: averaged over time. Waste is in tokens of KV space."""
-AMOUNTS = ("duration_s", "iterations", "prefill_tokens", "output_tokens", "preemptions", "batch_iterations")
-"""Amounts: added up over a point. ``batch_iterations`` is num_running × iterations."""
-COLUMNS = (
-    "time",
-    "duration_s",
-    "iterations",
-    "num_running",
-    "num_waiting",
-    "num_decodes",
-    "prefill_tokens",
-    "output_tokens",
-    "kv_blocks_used",
-    "kv_blocks_cached",
-    "preemptions",
-    "waste_reserved",
-    "waste_internal",
-    "waste_external",
-    "waste_shared",
-)
-"""What a row holds, in the order of `StepSeries.append`."""
-
 CHUNK = 4096  # rows between two folds
 HEAD = CHUNK  # first rows kept as they are, for the timeline
 _ROW = struct.Struct(f"{len(COLUMNS)}d")
-_INDEX = {name: i for i, name in enumerate(COLUMNS)}
-_LEVEL_COLUMNS = [_INDEX[name] for name in LEVELS]
-_AMOUNT_COLUMNS = [_INDEX[name] for name in AMOUNTS[:-1]]
 
 _Floats = npt.NDArray[np.float64]
 
@@ -86,7 +51,7 @@ class StepSeries:
         """The first rows as appended, shape [≤ HEAD, len(COLUMNS)]."""
         self.token_rate = TokenRate(start_time)
         self._stride = 1
-        self._points = _no_points()
+        self._points = no_points()
         self._buffer = bytearray(_ROW.size * CHUNK)
         self._offset = 0
         self._pack, self._row_size = _ROW.pack_into, _ROW.size
@@ -197,7 +162,7 @@ class StepSeries:
         if not len(rows):
             return self._points
         last = rows[-1, 0] + rows[-1, 1]
-        return _join(self._points, _fold(rows, np.append(rows[1:, 0], last), self._stride))
+        return join(self._points, fold(rows, np.append(rows[1:, 0], last), self._stride))
 
     def _fold_full(self) -> None:
         """Fold all rows but the last, whose end is not known yet."""
@@ -206,9 +171,9 @@ class StepSeries:
             self.head = rows[:HEAD]
         kept = (len(rows) - 1) // self._stride * self._stride
         self.token_rate.add(rows[:kept])
-        self._points = _join(self._points, _fold(rows[:kept], rows[1 : kept + 1, 0], self._stride))
+        self._points = join(self._points, fold(rows[:kept], rows[1 : kept + 1, 0], self._stride))
         while len(self._points["time"]) >= 2 * self.max_points:
-            self._points, self._stride = _pairs(self._points), 2 * self._stride
+            self._points, self._stride = pairs(self._points), 2 * self._stride
         rest = rows[kept:].tobytes()
         size = self._row_size * max(CHUNK, 4 * self._stride)
         self._buffer, self._offset = bytearray(rest) + bytearray(size - len(rest)), len(rest)
@@ -223,42 +188,3 @@ def pooled_mean(series: Sequence[StepSeries], level: str) -> float:
     """Sum over replicas of the time averages of *level*, each over the longest span."""
     longest = max((s.span() for s in series), default=0.0)
     return sum(s.mean(level) * s.span() for s in series) / longest if longest else 0.0
-
-
-def _no_points() -> dict[str, _Floats]:
-    return {
-        "time": np.empty(0),
-        "span": np.empty(0),
-        "integral": np.empty((0, len(LEVELS))),
-        "max": np.empty((0, len(LEVELS))),
-        "amount": np.empty((0, len(AMOUNTS))),
-    }
-
-
-def _fold(rows: _Floats, ends: _Floats, stride: int) -> dict[str, _Floats]:
-    """Points of *stride* neighbouring rows each; *ends* [n] is when the next row begins."""
-    starts = np.arange(0, len(rows), stride)
-    if not len(starts):
-        return _no_points()
-    span = ends - rows[:, 0]
-    levels = rows[:, _LEVEL_COLUMNS]
-    batch_iterations = rows[:, _INDEX["num_running"]] * rows[:, _INDEX["iterations"]]
-    amounts = np.column_stack((rows[:, _AMOUNT_COLUMNS], batch_iterations))
-    return {
-        "time": rows[starts, 0],
-        "span": np.add.reduceat(span, starts),
-        "integral": np.add.reduceat(levels * span[:, None], starts),
-        "max": np.maximum.reduceat(levels, starts),
-        "amount": np.add.reduceat(amounts, starts),
-    }
-
-
-def _pairs(points: dict[str, _Floats]) -> dict[str, _Floats]:
-    """Every two neighbours merged into one point."""
-    starts = np.arange(0, len(points["time"]), 2)
-    merged = {name: np.add.reduceat(points[name], starts) for name in ("span", "integral", "amount")}
-    return {"time": points["time"][starts], "max": np.maximum.reduceat(points["max"], starts), **merged}
-
-
-def _join(a: dict[str, _Floats], b: dict[str, _Floats]) -> dict[str, _Floats]:
-    return {name: np.concatenate((a[name], b[name])) for name in a}

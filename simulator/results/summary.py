@@ -12,7 +12,9 @@ import numpy as np
 from simulator.errors import ConfigurationError
 from simulator.results.invariants import check_conservation
 from simulator.results.itl import InterTokenLatency
-from simulator.results.metrics import LATENCIES, METRICS, LatencyMetric, Number
+from simulator.results.latencies import LATENCIES
+from simulator.results.metric import LatencyMetric, Number
+from simulator.results.metrics import METRICS
 from simulator.results.overload import Overload, detect_overload
 from simulator.results.records import CANCELLED, FAILED, LOST, REJECTED, STATUS, Records
 from simulator.results.sample import Sample

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from simulator.results.metrics import LATENCIES, METRICS, LatencyMetric, Metric, Number
+from simulator.results.latencies import LATENCIES
+from simulator.results.metric import LatencyMetric, Metric, Number
+from simulator.results.metrics import METRICS
 from simulator.results.summary import Summary, percentile_word
 
 WIDTH, LABEL, VALUE = 50, 40, 10

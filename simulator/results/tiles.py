@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-from simulator.results.metrics import Number
+from simulator.results.metric import Number
 from simulator.results.summary import Summary
 from simulator.results.table import format_value
 

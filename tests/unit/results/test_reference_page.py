@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from simulator.results import LATENCIES, METRICS
-from simulator.results.series import AMOUNTS, LEVELS
+from simulator.results.points import AMOUNTS, LEVELS
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.results import StepSeries
-from simulator.results.series import AMOUNTS, CHUNK, COLUMNS, LEVELS
+from simulator.results.points import AMOUNTS, COLUMNS, LEVELS
+from simulator.results.series import CHUNK
 
 SIZES = st.one_of(st.integers(1, 50), st.sampled_from([CHUNK, CHUNK + 1, 2 * CHUNK + 5, 4 * CHUNK]))
 
