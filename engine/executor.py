@@ -5,8 +5,9 @@ computes it. Up to ``scheduler.depth`` decisions are in flight: with 2 the next 
 the device is still at the last one. What only an executor can know, the tokens and so the ends, goes back
 to the policy with ``commit``. Nothing here knows any policy by name.
 
-What a policy must tell beside the batch's rows, in ``batch.notes``: ``copies`` ``[(from, to)]`` for
-copy-on-write, ``swap_out`` ``[(device, host)]`` and ``swap_in`` ``[(host, device)]``, all block numbers.
+A policy that forks sequences itself (``scheduler.forks``) gets one request for all samples of a prompt;
+its children turn up in ``joining`` beside their parent and draw their first token from the same logits.
+Other policies get a request for each sample.
 """
 
 from __future__ import annotations
@@ -15,20 +16,19 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.batch import BatchInput, Row, pack
-from engine.cache import Pairs
+from engine.batch import Row, pack
 from engine.content import extend_content
-from engine.pages import make_pages
+from engine.pages import Moves, Pages
 from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sampling import Sampler, logprobs
 from engine.sequence import Sequence, Times, make_detokenizer
 from engine.tokenizer import Tokenizer
-from simulator.errors import CapacityError
+from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.request import SWAPPED, Request
 
@@ -37,7 +37,7 @@ __all__ = ["Executor", "Stats"]
 
 @dataclass(frozen=True)
 class Stats:
-    """The executor at this moment."""
+    """The executor at this moment; prefix cache counts are tokens since the start."""
 
     num_running: int
     num_waiting: int
@@ -49,12 +49,34 @@ class Stats:
 
 
 @dataclass
+class Target:
+    """Whose logits a row gives: *sequences* draw a token after *stop* tokens (several where they fork
+    here).
+    """
+
+    sequences: list[Sequence]
+    stop: int
+
+
+@dataclass
+class Forward:
+    """One forward pass: its rows and, for those that are sampled, the target."""
+
+    rows: list[Row] = field(default_factory=list)
+    targets: list[Target | None] = field(default_factory=list)
+    sampled: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Who gets a token, in the order of `tokens`, and how many it has so far."""
+    logits: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+@dataclass
 class Plan:
-    """A decided iteration: its rows, the sequences of these, and who gets a token from it."""
+    """A decided iteration; *children* are the sequences that fork off in it, by parent."""
 
     batch: Batch
-    rows: list[Row]
-    sequences: list[Sequence]
+    children: dict[Sequence, list[Sequence]] = field(default_factory=dict)
+    forwards: list[Forward] = field(default_factory=list)
 
 
 class Executor:
@@ -68,18 +90,23 @@ class Executor:
         self,
         runner: ModelRunner,
         scheduler: Scheduler,
+        pages: Pages,
         *,
         tokenizer: Tokenizer | None = None,
         eos: frozenset[int] = frozenset(),
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.runner, self.scheduler, self.tokenizer, self.eos = runner, scheduler, tokenizer, eos
+        if scheduler.depth > 2:
+            raise ConfigurationError(
+                f"depth {scheduler.depth}: the engine has at most 2 iterations in flight"
+            )
+        self.runner, self.scheduler, self.pages = runner, scheduler, pages
+        self.tokenizer, self.eos = tokenizer, eos
         self.seed, self.clock = seed, clock
         self.block_size = runner.cache.block_size
         self.vocab_size = runner.decoder.config.vocab_size
         self.sampler = Sampler(runner.decoder.kernels)
-        self.pages = make_pages(scheduler, runner.cache.num_blocks, self.block_size)
         self.live: dict[Request, Sequence] = {}
         self.recomputed_tokens = 0
         """Tokens that a policy without block numbers took for cached, and that were computed again."""
@@ -97,30 +124,33 @@ class Executor:
         request_id: str | None = None,
         arrival_time: float | None = None,
     ) -> list[Sequence]:
-        """Queue a prompt; one sequence for each of the *n* samples.
+        """Queue a prompt; its samples, a list that grows where the policy forks them later.
 
-        Raises CapacityError where it can never run; then none of the samples was queued.
+        Raises CapacityError where it can never run; then none of the samples is queued.
         """
-        if not prompt:
-            raise CapacityError("an empty prompt: at least one token is needed to continue from")
-        if (largest := max(prompt)) >= self.vocab_size or min(prompt) < 0:
-            raise CapacityError(f"token id {largest}: must be between 0 and {self.vocab_size - 1}")
+        self._check(prompt)
         now = self.clock()
         name = request_id if request_id is not None else f"r{self._num_added}"
-        samples: list[Sequence] = []
-        for k in range(params.n):
-            sample = self._sequence(
-                prompt, params, name if params.n == 1 else f"{name}/{k}", k, arrival_time or now
-            )
+        group: list[Sequence] = []
+        forks = self.scheduler.forks
+        for k in range(1 if forks else params.n):
+            own = name if forks or params.n == 1 else f"{name}/{k}"
+            sample = self._sequence(prompt, params, own, k, now if arrival_time is None else arrival_time)
+            sample.request.n = params.n if forks else 1
             try:
                 self.scheduler.add(sample.request, now)
-            except CapacityError:
-                for earlier in samples:
-                    self.cancel(earlier)
+            except (CapacityError, ConfigurationError):
+                self.cancel(group)
                 raise
-            self.live[sample.request] = sample
-            samples.append(sample)
-        return samples
+            self._enlist(sample, group)
+        return group
+
+    def _check(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise CapacityError("an empty prompt: at least one token is needed to continue from")
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < self.vocab_size:
+                raise CapacityError(f"token id {token}: must be between 0 and {self.vocab_size - 1}")
 
     def _sequence(
         self, prompt: list[int], params: SamplingParams, name: str, sample: int, arrival: float
@@ -139,11 +169,9 @@ class Executor:
             content=content,
             ignore_eos=params.ignore_eos,
         )
-        given = params.seed
-        seed = (
-            _mix(f"{self.seed}/{index}") if given is None else _mix(f"{given}/{sample}") if sample else given
-        )
-        sequence = Sequence(
+        base = _mix(f"{self.seed}/{index}") if params.seed is None else params.seed
+        seed = _mix(f"{base}/{sample}") if sample else base
+        return Sequence(
             request,
             prompt,
             params,
@@ -152,16 +180,23 @@ class Executor:
             self.eos,
             detokenizer=make_detokenizer(self.tokenizer),
         )
-        request.payload = sequence
-        return sequence
 
-    def cancel(self, sequence: Sequence, reason: str = "abort") -> None:
-        """Drop *sequence* wherever it is; its blocks are free when this returns."""
-        if self.live.pop(sequence.request, None) is None:
-            return
-        self.scheduler.cancel(sequence.request, self.clock())
-        self.pages.free(sequence)
-        sequence.finish(reason)
+    def _enlist(self, sequence: Sequence, group: list[Sequence]) -> None:
+        sequence.request.payload = sequence
+        sequence.index = len(group)
+        sequence.group = group
+        group.append(sequence)
+        self.live[sequence.request] = sequence
+
+    def cancel(self, group: list[Sequence], reason: str = "abort") -> None:
+        """Drop all samples of a prompt wherever they are; their blocks are free when this returns."""
+        alive = [sequence for sequence in group if self.live.pop(sequence.request, None) is not None]
+        # A policy that forks drops the whole group with any of its sequences.
+        for sequence in alive[:1] if self.scheduler.forks else alive:
+            self.scheduler.cancel(sequence.request, self.clock())
+        for sequence in alive:
+            self.pages.free(sequence)
+            sequence.finish(reason)
 
     @property
     def has_work(self) -> bool:
@@ -174,7 +209,7 @@ class Executor:
         return self._wait_until
 
     def stats(self) -> Stats:
-        """Queues and blocks now; prefix cache counts are tokens since the start."""
+        """Queues and blocks now."""
         scheduler = self.scheduler
         return Stats(
             num_running=scheduler.num_running,
@@ -194,10 +229,10 @@ class Executor:
         if not self._in_flight:
             return []
         plan = self._in_flight[0]
-        running = self._launch(plan)
+        self._launch(plan)
         self._fill(self.scheduler.depth)
         self._in_flight.popleft()
-        return self._land(plan, running)
+        return self._land(plan)
 
     def _fill(self, depth: int) -> None:
         """Decide until *depth* iterations are in flight."""
@@ -211,112 +246,133 @@ class Executor:
             self._in_flight.append(self._plan(decision))
 
     def _plan(self, batch: Batch) -> Plan:
-        now = self.clock()
+        """Note what a decision says about sequences: who lost its KV, who was admitted, who forks."""
+        plan, now = Plan(batch), self.clock()
         for request in batch.preempted:
-            if request.status is not SWAPPED:
+            if request.status is SWAPPED:
+                self.pages.swap_out(request.payload)
+            else:
                 self.pages.free(request.payload)
         for request, tokens in batch.cached.items():
             self._prefix_queries += request.target
             self._prefix_hits += tokens
-        plan = Plan(batch, [], [])
         for request, _, _ in batch.prefills:
             times = request.payload.times
-            times.scheduled = times.scheduled or now
+            times.scheduled = now if times.scheduled is None else times.scheduled
+        for request in batch.joining:
+            if request not in self.live and request.payload.request is not request:
+                parent = request.payload
+                plan.children.setdefault(parent, []).append(self._child(parent, request))
         return plan
 
-    def _launch(self, plan: Plan) -> Running:
-        """Move blocks, build the rows, start the device; nothing here waits for it."""
-        batch = plan.batch
-        notes = batch.notes or {}
-        moves: list[Pairs] = [notes.get(name, ()) for name in ("swap_out", "swap_in", "copies")]  # type: ignore[misc]
-        self.runner.move(*moves)
-        moved = any(moves)
-        forwards = [self._rows(part, moved) for part in batch.forwards or [batch]]
-        return Running([self._start(rows, sequences) for rows, sequences in forwards if rows])
+    def _child(self, parent: Sequence, request: Request) -> Sequence:
+        """The policy forked *request* off *parent*: the same prompt, a random stream of its own."""
+        k = len(parent.group)
+        child = Sequence(
+            request,
+            parent.prompt,
+            parent.params,
+            _mix(f"{parent.group[0].seed}/{k}"),
+            parent.times.copy(),
+            self.eos,
+            detokenizer=make_detokenizer(self.tokenizer),
+        )
+        self._enlist(child, parent.group)
+        return child
 
-    def _rows(self, batch: Batch, moved: bool) -> tuple[list[Row], list[Sequence]]:
-        """The rows of one forward, and for each its sequence. Who has ended meanwhile is left out."""
-        rows: list[Row] = []
-        sequences: list[Sequence] = []
+    def _launch(self, plan: Plan) -> None:
+        """Build the rows, move blocks, start the device; nothing here waits for it."""
+        plan.forwards = [self._rows(part, plan) for part in plan.batch.forwards or [plan.batch]]
+        self._move(self.pages.take_moves())
+        for parent, children in plan.children.items():
+            for child in children:
+                if not (parent.finished or child.finished):
+                    self.pages.fork(parent, child)
+        for forward in plan.forwards:
+            if forward.rows:
+                self._start(forward)
+
+    def _move(self, moves: Moves) -> None:
+        if moves:
+            self.runner.move(moves)
+
+    def _rows(self, batch: Batch, plan: Plan) -> Forward:
+        """The rows of one forward. Who has ended meanwhile is left out."""
+        forward = Forward()
         for request in batch.decodes or ():
             sequence = request.payload
-            if not sequence.finished:
-                rows.append(self._row(sequence, len(sequence.tokens) - 1, len(sequence.tokens), True, moved))
-                sequences.append(sequence)
+            count = len(sequence.tokens)
+            self._row(forward, sequence, count - 1, count, [sequence])
         joining = set(batch.joining)
         for request, chunk, context in batch.prefills:
             sequence = request.payload
-            if not sequence.finished:
-                rows.append(self._row(sequence, context, context + chunk, request in joining, moved))
-                sequences.append(sequence)
-        return rows, sequences
+            drawing = [sequence, *plan.children.get(sequence, ())] if request in joining else []
+            self._row(forward, sequence, context, context + chunk, drawing)
+        return forward
 
-    def _row(self, sequence: Sequence, start: int, stop: int, sampled: bool, moved: bool) -> Row:
+    def _row(
+        self, forward: Forward, sequence: Sequence, start: int, stop: int, drawing: list[Sequence]
+    ) -> None:
+        if sequence.finished:
+            return
         kept = self.pages.kept(sequence, start)
         self.recomputed_tokens += start - kept
-        blocks = self.pages.table(sequence, stop, moved=moved)
-        return Row(sequence.tokens[kept:stop], kept, blocks, int(sampled))
+        blocks = self.pages.table(sequence, kept, stop)
+        forward.rows.append(Row(sequence.tokens[kept:stop], kept, blocks, int(bool(drawing))))
+        forward.targets.append(Target(drawing, stop) if drawing else None)
 
-    def _start(self, rows: list[Row], sequences: list[Sequence]) -> Forward:
-        packed = pack(rows, self.block_size)
+    def _start(self, forward: Forward) -> None:
+        packed = pack(forward.rows, self.block_size)
         logits = self.runner.run(packed)
-        sampled = [sequences[i] for i in packed.order if rows[i].num_logits]
-        tokens = self.sampler.sample(logits, sampled) if sampled else None
+        targets = [target for i in packed.order if (target := forward.targets[i]) is not None]
+        if any(len(target.sequences) > 1 for target in targets):
+            logits = logits[[i for i, target in enumerate(targets) for _ in target.sequences]]
+        forward.sampled = [(sequence, target.stop) for target in targets for sequence in target.sequences]
+        if forward.sampled:
+            forward.tokens = self.sampler.sample(logits, [sequence for sequence, _ in forward.sampled])
+        forward.logits = logits
         self.runner.sampled()
-        return Forward(packed, logits, sampled, tokens)
 
-    def _land(self, plan: Plan, running: Running) -> list[Sequence]:
+    def _land(self, plan: Plan) -> list[Sequence]:
         """Wait for the tokens, hand them out, tell the policy who has ended."""
         touched: list[Sequence] = []
-        for forward in running.forwards:
-            touched += self._deliver(forward)
-            self.runner.finish()
-        batch = plan.batch
-        for request, reason in batch.rejected:
-            touched.append(self._drop(request, "error", reason))
+        for forward in plan.forwards:
+            if forward.rows:
+                touched += self._deliver(forward)
+                self.runner.finish()
+        for request, reason in plan.batch.rejected:
+            for sequence in list(request.payload.group):
+                touched += self._drop(sequence, reason)
         ended = [s.request for s in touched if s.finished and s.request in self.live]
-        self.scheduler.commit(batch, ended, self.clock())
+        self.scheduler.commit(plan.batch, ended, self.clock())
         for request in ended:
             self.pages.free(self.live.pop(request))
         return touched
 
     def _deliver(self, forward: Forward) -> list[Sequence]:
-        if forward.tokens is None:
+        if forward.tokens is None or forward.logits is None:
             return []
         tokens = forward.tokens.tolist()
         now = self.clock()
-        probabilities = logprobs(forward.logits, forward.sampled, tokens)
+        sequences = [sequence for sequence, _ in forward.sampled]
+        probabilities = logprobs(forward.logits, sequences, tokens)
         touched = []
-        for sequence, token, logprob in zip(forward.sampled, tokens, probabilities):
-            if sequence.finished:  # cancelled while the device was at it
+        for (sequence, stop), token, logprob in zip(forward.sampled, tokens, probabilities):
+            # Cancelled while the device was at it, or a token drawn again that a policy threw away in flight.
+            if sequence.finished or len(sequence.tokens) > stop:
                 continue
             sequence.append(token, logprob, now)
-            extend_content(sequence.request.content, sequence.tokens, self.block_size)  # type: ignore[arg-type]
+            extend_content(sequence.content, sequence.tokens, self.block_size)
             touched.append(sequence)
         return touched
 
-    def _drop(self, request: Request, reason: str, error: str | None = None) -> Sequence:
-        sequence = self.live.pop(request)
+    def _drop(self, sequence: Sequence, error: str) -> list[Sequence]:
+        """The policy will not run *sequence*, for the reason that it gives."""
+        if self.live.pop(sequence.request, None) is None:
+            return []
         self.pages.free(sequence)
-        sequence.finish(reason, error=error)
-        return sequence
-
-
-@dataclass
-class Forward:
-    """One forward pass under way: *sampled* are the sequences of its logit rows."""
-
-    packed: BatchInput
-    logits: Tensor
-    sampled: list[Sequence]
-    tokens: Tensor | None
-
-
-@dataclass
-class Running:
-    """The forwards of an iteration under way."""
-
-    forwards: list[Forward]
+        sequence.finish("error", error=error)
+        return [sequence]
 
 
 def _mix(text: str) -> int:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from inspect import signature
 from typing import Any
 
 from engine.executor import Executor
 from engine.loading import build_runner
 from engine.outputs import Completion, RequestOutput
+from engine.pages import OwnPages, Pages, SchedulerPages
 from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sequence import Sequence
 from engine.settings import EngineSettings
 from engine.tokenizer import load_tokenizer
 from simulator.scheduling.base import Scheduler
+from simulator.scheduling.system import find_system
 
 __all__ = ["LLM", "make_scheduler"]
 
@@ -31,22 +34,21 @@ SchedulerFactory = Callable[..., Scheduler]
 class LLM:
     """A model behind a scheduler; keyword arguments are those of `EngineSettings`.
 
-    *scheduler* makes the policy: it is called with ``num_gpu_blocks``, ``block_size``, ``max_num_seqs``,
-    ``max_num_batched_tokens``, ``max_model_len`` and ``explicit=True, track_ids=True`` (those that it
-    accepts), and with *scheduler_options*. The default is vLLM's V1.
+    *system* is the policy: the name of a system of `simulator.scheduling`, or a `Scheduler` class. It gets
+    the engine's limits, and *scheduler_options*.
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        scheduler: SchedulerFactory | None = None,
+        system: str | SchedulerFactory = "vllm",
         scheduler_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.settings = EngineSettings(model, **settings)
         self.runner = build_runner(self.settings)
-        self.executor = make_executor(self.settings, self.runner, scheduler, scheduler_options)
+        self.executor = make_executor(self.settings, self.runner, system, scheduler_options)
 
     def generate(
         self,
@@ -65,8 +67,8 @@ class LLM:
                 groups.append(self.executor.add(self._encode(prompt), wanted))
             self.run()
         finally:
-            for sequence in (s for group in groups for s in group):
-                self.executor.cancel(sequence)
+            for group in groups:
+                self.executor.cancel(group)
         return [self._output(prompt, group) for prompt, group in zip(texts, groups)]
 
     def run(self) -> None:
@@ -97,14 +99,20 @@ class LLM:
 def make_executor(
     settings: EngineSettings,
     runner: ModelRunner,
-    factory: SchedulerFactory | None = None,
+    system: str | SchedulerFactory = "vllm",
     options: dict[str, Any] | None = None,
 ) -> Executor:
     """The executor of *settings* over *runner*."""
-    config = runner.decoder.config
+    config, cache = runner.decoder.config, runner.cache
+    scheduler, numbered = make_scheduler(settings, runner, system, options)
+    if numbered:
+        pages: Pages = SchedulerPages(scheduler.blocks.tables, cache.block_size)  # type: ignore[attr-defined]
+    else:
+        pages = OwnPages(cache.num_blocks, cache.block_size, cache.num_host_blocks)
     return Executor(
         runner,
-        make_scheduler(settings, runner, factory, options),
+        scheduler,
+        pages,
         tokenizer=load_tokenizer(settings.directory, config.vocab_size),
         eos=frozenset(config.eos_token_ids),
         seed=settings.seed,
@@ -114,26 +122,35 @@ def make_executor(
 def make_scheduler(
     settings: EngineSettings,
     runner: ModelRunner,
-    factory: SchedulerFactory | None = None,
+    system: str | SchedulerFactory = "vllm",
     options: dict[str, Any] | None = None,
-) -> Scheduler:
-    """A policy over the runner's blocks; the default is vLLM's V1."""
-    import inspect
+) -> tuple[Scheduler, bool]:
+    """A policy over the runner's blocks, and whether it numbers them.
 
-    if factory is None:
-        from simulator.scheduling.vllm_v1 import VllmV1
-
-        factory = VllmV1
-    limits = {
-        "num_gpu_blocks": runner.cache.num_blocks,
+    *system* is a named system of `simulator.scheduling`, or a class. It gets the engine's limits as far as
+    it has options of these names; *options* go first. Policies that fork count blocks and do not number them,
+    unless *options* ask with ``track_ids``.
+    """
+    num_blocks = runner.cache.num_blocks
+    limits: dict[str, Any] = {
+        "num_gpu_blocks": num_blocks,
+        "num_cpu_blocks": runner.cache.num_host_blocks,
         "block_size": settings.block_size,
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "max_model_len": settings.model_len(runner.decoder.config),
         "explicit": True,
-        "track_ids": True,
     }
-    accepted = inspect.signature(factory).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    taken = {name: value for name, value in limits.items() if anything or name in accepted}
-    return factory(**{**taken, **(options or {})})
+    if isinstance(system, str):
+        named = find_system(system)
+        limits[named.capacity] = num_blocks * (settings.block_size if named.capacity_in_tokens else 1)
+        policy: SchedulerFactory = named.policy_class
+        limits = {name: value for name, value in limits.items() if name not in named.fixed}
+        limits.update(named.fixed)
+    else:
+        policy = system
+    limits["track_ids"] = not getattr(policy, "forks", False)
+    known = signature(policy).parameters
+    taken = {name: value for name, value in limits.items() if name in known}
+    taken.update(options or {})
+    return policy(**taken), bool(taken.get("track_ids"))

@@ -1,15 +1,16 @@
-"""Where a sequence's KV lies: block tables that the scheduler's block manager keeps, or pages of the
-engine's own.
+"""Where a sequence's KV lies: in blocks that the scheduler numbers, or in pages of the engine's own.
 
-Paged systems (vLLM and its kin) number their blocks, and the engine uses these numbers. Systems that
-reserve contiguous room or hand out slots (Orca, static batching, llama.cpp) have a memory rule but no
-block numbers; for those the engine lays the KV into pages of its own as it is written, within what the
-policy has granted.
+A block manager that numbers its blocks (``track_ids``) says where everything lies, prefixes found in its
+cache included. Many policies only count: systems that reserve contiguous room or hand out slots have no
+blocks to number, and the counted form of sharing and swapping has no numbers either. For those the engine
+lays the KV into pages of its own, within what the policy has granted: reference counts and copy-on-write
+for forked sequences (vLLM paper, sec. 4.4), host pages for swapped ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,95 +18,201 @@ from numpy.typing import NDArray
 
 from engine.sequence import Sequence
 from simulator.errors import CapacityError, ConfigurationError
-from simulator.scheduling.base import Scheduler
 from simulator.scheduling.request import Request
 
-__all__ = ["OwnPages", "Pages", "SchedulerPages", "make_pages"]
+__all__ = ["Moves", "OwnPages", "Pages", "SchedulerPages"]
 
 Table = NDArray[np.int32]
+
+
+@dataclass
+class Moves:
+    """Blocks to move before the next forward pass, in this order: out to the host, back from it, copies."""
+
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.swap_out or self.swap_in or self.copies)
 
 
 class Pages(Protocol):
     """Block tables by sequence."""
 
-    def table(self, sequence: Sequence, tokens: int, *, moved: bool = False) -> Table:
-        """The blocks of the first *tokens* tokens; *moved*: blocks may have changed, not only been added."""
+    def table(self, sequence: Sequence, start: int, stop: int) -> Table:
+        """The blocks of the first *stop* tokens, of which those from *start* on are about to be written."""
         ...
 
     def kept(self, sequence: Sequence, context: int) -> int:
         """How many of *context* tokens, which the scheduler holds for computed, really have their KV here."""
         ...
 
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """*child* has all KV that *parent* has."""
+        ...
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """The sequence's KV goes to the host."""
+        ...
+
     def free(self, sequence: Sequence) -> None:
         """The sequence has no KV any more."""
         ...
 
+    def take_moves(self) -> Moves:
+        """What must be moved now; asked for once before each forward pass."""
+        ...
+
 
 class SchedulerPages:
-    """The tables of the scheduler's block manager (made with ``track_ids=True``)."""
+    """The tables of the scheduler's block manager (made with ``track_ids=True``), kept as arrays."""
 
     def __init__(self, tables: Mapping[Request, list[int]], block_size: int) -> None:
         self.tables, self.block_size = tables, block_size
+        self._arrays: dict[Sequence, tuple[list[int], Table]] = {}
 
-    def table(self, sequence: Sequence, tokens: int, *, moved: bool = False) -> Table:
+    def table(self, sequence: Sequence, start: int, stop: int) -> Table:
         ids = self.tables.get(sequence.request)
-        need = -(-tokens // self.block_size)
+        need = -(-stop // self.block_size)
         if ids is None or len(ids) < need:
             raise ConfigurationError(
-                f"request {sequence.request.id}: the scheduler lists {len(ids or ())} blocks "
-                f"for {tokens} tokens; "
-                "the engine needs one made with track_ids=True"
+                f"request {sequence.request.id}: the scheduler lists {len(ids or ())} blocks for {stop} tokens; "
+                "the engine needs a scheduler made with track_ids=True"
             )
-        known = 0 if moved or sequence.block_source is not ids else len(sequence.blocks)
+        source, array = self._arrays.get(sequence, (None, EMPTY))
+        known = len(array) if source is ids else 0  # after a preemption the list is another one
         if known < len(ids):
-            new = np.array(ids[known:], dtype=np.int32)
-            sequence.blocks = np.concatenate((sequence.blocks[:known], new))
-            sequence.block_source = ids
-        return sequence.blocks[:need]
+            array = np.concatenate((array[:known], np.array(ids[known:], dtype=np.int32)))
+            self._arrays[sequence] = ids, array
+        return array[:need]
 
     def kept(self, sequence: Sequence, context: int) -> int:
         return context
 
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        raise ConfigurationError(
+            "a scheduler that forks sequences must not number its blocks: track_ids=False"
+        )
+
+    def swap_out(self, sequence: Sequence) -> None:
+        raise ConfigurationError("a scheduler that swaps must not number its blocks: track_ids=False")
+
     def free(self, sequence: Sequence) -> None:
-        sequence.block_source = None
+        self._arrays.pop(sequence, None)
+
+    def take_moves(self) -> Moves:
+        return Moves()
 
 
 class OwnPages:
-    """*num_blocks* pages that the engine hands out itself as tokens are written."""
+    """*num_blocks* device pages and *num_host_blocks* host pages that the engine hands out itself."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_host_blocks: int = 0) -> None:
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._device = _Pool("device", num_blocks)
+        self._host = _Pool("host", num_host_blocks)
+        self._tables: dict[Sequence, Table] = {}
+        self._on_host: dict[Sequence, Table] = {}
         self._tokens: dict[Sequence, int] = {}
+        self._moves = Moves()
+        self._out: dict[int, int] = {}  # of this step: a shared page moves once
+        self._back: dict[int, int] = {}
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
+        """Device pages that nobody holds."""
+        return len(self._device.free)
 
-    def table(self, sequence: Sequence, tokens: int, *, moved: bool = False) -> Table:
-        need = -(-tokens // self.block_size) - len(sequence.blocks)
-        if need > len(self._free):
-            raise CapacityError(
-                f"the scheduler granted room that the KV cache has not: {need} pages wanted, "
-                f"{len(self._free)} free"
-            )
-        if need > 0:
-            new = np.array([self._free.pop() for _ in range(need)], dtype=np.int32)
-            sequence.blocks = np.concatenate((sequence.blocks, new))
-        self._tokens[sequence] = max(tokens, self._tokens.get(sequence, 0))
-        return sequence.blocks[: -(-tokens // self.block_size)]
+    @property
+    def num_host_free(self) -> int:
+        """Host pages that nobody holds."""
+        return len(self._host.free)
+
+    def table(self, sequence: Sequence, start: int, stop: int) -> Table:
+        if sequence in self._on_host:
+            self._swap_in(sequence)
+        table = self._tables.get(sequence, EMPTY)
+        need = -(-stop // self.block_size)
+        if need > len(table):
+            new = [self._device.take() for _ in range(need - len(table))]
+            table = np.concatenate((table, np.array(new, dtype=np.int32)))
+        for index in range(start // self.block_size, need):
+            if self._device.references[page := int(table[index])] > 1:
+                table = table.copy()  # who shares the page may share the array
+                table[index] = copy = self._device.take()
+                self._device.drop(page)
+                self._moves.copies.append((page, copy))
+        self._tables[sequence] = table
+        self._tokens[sequence] = max(stop, self._tokens.get(sequence, 0))
+        return table[:need]
 
     def kept(self, sequence: Sequence, context: int) -> int:
         return min(context, self._tokens.get(sequence, 0))
 
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        table = self._tables[child] = self._tables[parent]
+        self._tokens[child] = self._tokens[parent]
+        for page in table.tolist():
+            self._device.references[page] += 1
+
+    def swap_out(self, sequence: Sequence) -> None:
+        pages = self._tables.pop(sequence, EMPTY).tolist()
+        self._on_host[sequence] = self._move(pages, self._device, self._host, self._out, self._moves.swap_out)
+
+    def _swap_in(self, sequence: Sequence) -> None:
+        pages = self._on_host.pop(sequence).tolist()
+        self._tables[sequence] = self._move(pages, self._host, self._device, self._back, self._moves.swap_in)
+
+    @staticmethod
+    def _move(
+        pages: list[int], source: _Pool, target: _Pool, moved: dict[int, int], pairs: list[tuple[int, int]]
+    ) -> Table:
+        placed = []
+        for page in pages:
+            if page in moved:
+                target.references[moved[page]] += 1
+            else:
+                moved[page] = target.take()
+                pairs.append((page, moved[page]))
+            placed.append(moved[page])
+            source.drop(page)
+        return np.array(placed, dtype=np.int32)
+
     def free(self, sequence: Sequence) -> None:
-        self._free.extend(sequence.blocks.tolist())
-        sequence.blocks = sequence.blocks[:0]
+        for page in self._tables.pop(sequence, EMPTY).tolist():
+            self._device.drop(page)
+        for page in self._on_host.pop(sequence, EMPTY).tolist():
+            self._host.drop(page)
         self._tokens.pop(sequence, None)
 
+    def take_moves(self) -> Moves:
+        moves, self._moves = self._moves, Moves()
+        self._out, self._back = {}, {}
+        return moves
 
-def make_pages(scheduler: Scheduler, num_blocks: int, block_size: int) -> Pages:
-    """The scheduler's own tables where it has any."""
-    tables = getattr(getattr(scheduler, "blocks", None), "tables", None)
-    return OwnPages(num_blocks, block_size) if tables is None else SchedulerPages(tables, block_size)
+
+class _Pool:
+    """Numbered pages with reference counts."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self.free = list(range(size - 1, -1, -1))
+        self.references = [0] * size
+
+    def take(self) -> int:
+        if not self.free:
+            raise CapacityError(
+                f"the scheduler granted room that the KV cache has not: all {self.size} {self.name} pages are held"
+            )
+        page = self.free.pop()
+        self.references[page] = 1
+        return page
+
+    def drop(self, page: int) -> None:
+        self.references[page] -= 1
+        if not self.references[page]:
+            self.free.append(page)
+
+
+EMPTY: Table = np.empty(0, dtype=np.int32)

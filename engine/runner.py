@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from engine.batch import BatchInput
-from engine.cache import KVCache, Pairs
+from engine.cache import KVCache
 from engine.graphs import DecodeGraphs
 from engine.model import Decoder, Layout
+from engine.pages import Moves
 
 __all__ = ["PHASES", "ModelRunner", "StepTiming"]
 
@@ -81,11 +82,11 @@ class ModelRunner:
         self._pending.append((batch, graph, marks))
         return logits
 
-    def move(self, swap_out: Pairs, swap_in: Pairs, copies: Pairs) -> None:
+    def move(self, moves: Moves) -> None:
         """Move blocks before a step: to the host, from it, and copies on the device."""
-        self.cache.swap_out(swap_out)
-        self.cache.swap_in(swap_in)
-        self.cache.copy(copies)
+        self.cache.swap_out(moves.swap_out)
+        self.cache.swap_in(moves.swap_in)
+        self.cache.copy(moves.copies)
 
     def sampled(self) -> None:
         """The sampler of the last step is queued: its phase ends here."""

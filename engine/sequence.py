@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field, replace
 
 from engine.params import SamplingParams
 from engine.tokenizer import Detokenizer, Tokenizer
@@ -31,6 +28,10 @@ class Times:
     first_token: float | None = None
     last_token: float | None = None
 
+    def copy(self) -> Times:
+        """The same times, to go on from."""
+        return replace(self)
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -50,15 +51,18 @@ class Sequence:
     stop_reason: str | int | None = None
     error: str | None = None
     detokenizer: Detokenizer | None = None
-    blocks: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    """The block table as an array, for the runner; `block_source` is the scheduler's list it was made
-    from.
-    """
-    block_source: list[int] | None = None
     text_end: int | None = None
+    index: int = 0
+    group: list[Sequence] = field(default_factory=list)
+    """All samples of the prompt, this one among them."""
+    content: list[tuple[int, int]] = field(default_factory=list)
+    """The runs by which a prefix cache finds its tokens; the request's own list, so that it grows with
+    them.
+    """
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
+        self.request.content = self.content = list(self.request.content)
 
     @property
     def finished(self) -> bool:
