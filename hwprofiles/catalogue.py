@@ -25,7 +25,8 @@ class Entry:
     supplement_source: str = ""
 
 
-A100, H100, L40S, B200 = "a100-sxm-80gb", "h100-sxm-80gb", "l40s-48gb", "b200-sxm-180gb"
+A100, L40S, B200 = "a100-sxm-80gb", "l40s-48gb", "b200-sxm-180gb"
+H100, H200 = "h100-sxm-80gb", "h200-sxm-141gb"
 
 CATALOGUE: dict[str, Entry] = {
     "T4": Entry("t4-16gb", ("t4",), "turing", A100, 14.56),
@@ -45,12 +46,12 @@ CATALOGUE: dict[str, Entry] = {
     "H20": Entry("h20-96gb", ("h20",), "hopper", H100, 95.0),
     "H800-SXM": Entry("h800-sxm-80gb", ("h800", "h800-sxm"), "hopper", H100, 79.11),
     "H100-PCIe": Entry("h100-pcie-80gb", ("h100-pcie",), "hopper", H100, 79.11),
-    "H100-SXM": Entry(H100, ("h100", "h100-sxm", "h100_sxm", "h100-80gb"), "hopper", None, 79.11),
+    "H100-SXM": Entry(H100, ("h100", "h100-sxm", "h100_sxm", "h100-80gb"), "hopper", H200, 79.11),
     "H100-NVL": Entry("h100-nvl-94gb", ("h100-nvl",), "hopper", H100, 93.0),
-    "H200-SXM": Entry("h200-sxm-141gb", ("h200", "h200-sxm", "h200_sxm"), "hopper", H100, 139.8),
+    "H200-SXM": Entry(H200, ("h200", "h200-sxm", "h200_sxm"), "hopper", H100, 139.8),
     "GH200-96": Entry("gh200-96gb", ("gh200", "gh200-96"), "hopper", H100, 94.5),
-    "GH200-144": Entry("gh200-144gb", ("gh200-144", "gh200-141gb"), "hopper", "h200-sxm-141gb"),
-    "B200-SXM": Entry(B200, ("b200", "b200-sxm", "b200_sxm"), "blackwell", None, 178.35),
+    "GH200-144": Entry("gh200-144gb", ("gh200-144", "gh200-141gb"), "hopper", H200),
+    "B200-SXM": Entry(B200, ("b200", "b200-sxm", "b200_sxm"), "blackwell", H200, 178.35),
     "GB200": Entry("gb200-186gb", ("gb200",), "blackwell", B200),
     "B300-SXM": Entry("b300-sxm-288gb", ("b300", "b300-sxm"), "blackwell", B200, 267.7),
     "RTX-4090": Entry("rtx-4090-24gb", ("rtx4090", "rtx-4090", "4090"), "ada", L40S, 23.64),

@@ -28,7 +28,10 @@ PEER = "aiconfigurator's element-wise rule, bytes / (0.8 W) + 3 us"
 MID = "mid-field of the measured devices"
 RING = "ring over the datasheet link at 0.8 of its rate"
 SAMPLER = "logits read five times in fp32 by sort-free kernels, assumed"
-LATENCY = {"t0": 1.2e-5, "per_gpu": 8e-7, "eb": 0.8, "p": 1.5}
+SHARES = {"eb_2": 0.8, "eb_4": 0.8, "eb_8": 0.8, "p": 1.0}
+NCCL = {"t0_2": 7e-6, "t0_4": 1.1e-5, "t0_8": 1.8e-5, **SHARES}
+CUSTOM = {"t0_2": 4.5e-6, "t0_4": 5e-6, "t0_8": 6e-6, **SHARES}
+EAGER = {"t0_2": 2.1e-5, "t0_4": 2.2e-5, "t0_8": 2.4e-5, **SHARES}
 TILED = {
     "t0": 4.0e-6,
     "eb": 0.82,
@@ -51,14 +54,12 @@ DEFAULT_LAWS: tuple[Law, ...] = (
     default_law("elementwise", "bf16", "stream", PEER, 0.3, {"t0": 3.0e-6, "eb": 0.8}),
     default_law("kv_write", "bf16", "stream", PEER, 0.3, {"t0": 3.0e-6, "eb": 0.6}),
     default_law("sampling", "fp32", "stream", SAMPLER, 0.5, {"t0": 4.0e-5, "eb": 0.6, "passes": 5.0}),
-    default_law("all_reduce", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
-    default_law("all_reduce", "bf16", "ring", RING, 0.3, LATENCY | {"t0": 4e-6, "per_gpu": 2e-7}, "custom"),
-    default_law(
-        "all_reduce", "bf16", "ring", RING, 0.3, LATENCY | {"t0": 2e-5, "per_gpu": 3e-7}, "custom_eager"
-    ),
-    default_law("all_gather", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
-    default_law("reduce_scatter", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
-    default_law("all_to_all", "bf16", "ring", RING, 0.3, LATENCY, "nccl"),
+    default_law("all_reduce", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
+    default_law("all_reduce", "bf16", "ring", RING, 0.3, CUSTOM, "custom"),
+    default_law("all_reduce", "bf16", "ring", RING, 0.3, EAGER, "custom_eager"),
+    default_law("all_gather", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
+    default_law("reduce_scatter", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
+    default_law("all_to_all", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
 )
 
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "bf16")

@@ -61,15 +61,21 @@ def load_profile(name: str | Path) -> HardwareProfile:
 
 @lru_cache(maxsize=64)
 def _bundled(name: str) -> HardwareProfile:
-    return complete(parse_profile(_bundled_path(name)))
+    return complete(_as_written(name))
 
 
-def _bundled_path(name: str) -> Path:
+@lru_cache(maxsize=64)
+def _as_written(name: str) -> HardwareProfile:
+    return parse_profile(bundled_path(name))
+
+
+def bundled_path(name: str) -> Path:
+    """Where the profile *name* of this package lies."""
     return Path(str(files("hwprofiles") / "data" / f"{name}.yaml"))
 
 
 def _head_aliases(name: str) -> list[str]:
-    with _bundled_path(name).open(encoding="utf-8") as file:
+    with bundled_path(name).open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("aliases:"):
                 return [str(alias) for alias in yaml.load(line, Loader=LOADER)["aliases"]]
@@ -98,15 +104,25 @@ def parse_profile(path: Path) -> HardwareProfile:
 def complete(profile: HardwareProfile) -> HardwareProfile:
     """*profile* with a law for every family and dtype: measured, else a relative's, else the default."""
     laws = {law.key: law for law in profile.laws}
-    if profile.relative is not None:
-        for law in load_profile(profile.relative).laws:
+    for relative in _relatives(profile):
+        for law in relative.laws:
             if law.family != "gemm" or _runs(profile, law.dtype):
-                laws.setdefault(law.key, _scaled(law, f"{profile.relative}: {law.source.text}"))
+                laws.setdefault(law.key, _scaled(law, f"{relative.name}: {law.source.text}"))
     for law in DEFAULT_LAWS:
         laws.setdefault(law.key, law)
     for (family, dtype), relatives in DTYPE_RELATIVES.items():
         _fill_dtype(laws, family, dtype, relatives if _runs(profile, dtype) else WEIGHT_ONLY)
     return profile.model_copy(update={"laws": list(laws.values())})
+
+
+def _relatives(profile: HardwareProfile) -> list[HardwareProfile]:
+    """The relative of *profile*, its relative and so on, each as written, until one comes again."""
+    chain, seen, name = [], {profile.name}, profile.relative
+    while name is not None and name not in seen:
+        seen.add(name)
+        chain.append(_as_written(name))
+        name = chain[-1].relative
+    return chain
 
 
 def _runs(profile: HardwareProfile, dtype: str) -> bool:

@@ -9,7 +9,9 @@ beats the ring's bound.
 
 from __future__ import annotations
 
-from simulator.steptime.law_form import Number, OperatorLaw, at_least, p_norm
+import math
+
+from simulator.steptime.law_form import Number, OperatorLaw, at_least, choose, log2, p_norm
 
 __all__ = ["CUSTOM_LIMIT", "CollectiveLaw", "traffic_share"]
 
@@ -23,19 +25,38 @@ def traffic_share(op: str, num_gpus: Number) -> Number:
     return 2.0 * share if op == "all_reduce" else share
 
 
+ONE_SHOT = ((2.0, math.inf), (4.0, 512 * 1024.0), (8.0, 256 * 1024.0))
+"""Up to how many GPUs a message below how many bytes is reduced in one shot (vLLM custom_all_reduce.cuh)."""
+
+
 class CollectiveLaw(OperatorLaw):
     """Seconds for arguments (message bytes, num_gpus); *dtype* holds the operation's name.
 
-    Coefficients: ``t0`` s, ``per_gpu`` s, ``eb`` of the link, ``p``.
+    Coefficients: ``t0_2 t0_4 t0_8`` s and ``eb_2 eb_4 eb_8`` (share of the link) for 2, 4 and 8 GPUs,
+    ``p``. Between those numbers they are interpolated in log n; beyond 8 latency grows with n and the share
+    stays. ``shots`` 2 marks a kernel that reads every peer's whole message when it is small (one shot: n -
+    1 messages), and else reduces a part each and gathers (two shots: a ring's traffic, ``second`` s of
+    further latency).
     """
-
-    def _wire(self, message: Number, num_gpus: Number) -> Number:
-        return traffic_share(self.dtype, num_gpus) * message / self.device.link
 
     def smooth(self, message: Number, num_gpus: Number) -> Number:
         """Latency against the wire."""
-        c = self.coefficients
-        return p_norm(c["t0"] + c["per_gpu"] * num_gpus, self._wire(message, num_gpus) / c["eb"], c["p"])
+        latency = self._at("t0", num_gpus) * at_least(num_gpus / 8.0, 1.0)
+        traffic = traffic_share(self.dtype, num_gpus) * message
+        if self.coefficients.get("shots") == 2.0:
+            small = one_shot(message, num_gpus)
+            latency = choose(small, latency, latency + self.coefficients["second"])
+            traffic = choose(small, (num_gpus - 1.0) * message, traffic)
+        wire = traffic / (self._at("eb", num_gpus) * self.device.link)
+        return p_norm(latency, wire, self.coefficients["p"])
+
+    def _at(self, name: str, num_gpus: Number) -> Number:
+        """Coefficient *name* at *num_gpus*, interpolated geometrically."""
+        low, middle, high = (self.coefficients[f"{name}_{count}"] for count in (2, 4, 8))
+        place = at_least(log2(num_gpus), 1.0)
+        lower = low * (middle / low) ** (place - 1.0)
+        upper = middle * (high / middle) ** (at_least(2.0 - place, -1.0) * -1.0)
+        return choose(place < 2.0, lower, upper)
 
     def coordinates(self, message: Number, num_gpus: Number) -> tuple[Number, ...]:
         """The message and the number of GPUs."""
@@ -43,4 +64,12 @@ class CollectiveLaw(OperatorLaw):
 
     def floor(self, message: Number, num_gpus: Number) -> Number:
         """Every GPU must send its share once: (n - 1)/n of the message, even with reduction in the switch."""
-        return at_least(message * (num_gpus - 1.0) / num_gpus / self.device.link, 0.0)
+        return message * (num_gpus - 1.0) / num_gpus / self.device.link
+
+
+def one_shot(message: Number, num_gpus: Number) -> Number:
+    """Whether the custom kernel reduces the message in one shot."""
+    limit: Number = 0.0
+    for count, size in reversed(ONE_SHOT):
+        limit = choose(num_gpus <= count, size, limit)
+    return message < limit

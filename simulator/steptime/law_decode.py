@@ -7,8 +7,12 @@ together, so a large group is bound by FLOPs and not by bandwidth (group 64 on a
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from hwprofiles import DTYPES
-from simulator.steptime.law_form import Grid, Number, OperatorLaw, at_least, log2, p_norm
+from simulator.steptime.law_form import LEAST_LOG2, Grid, Number, OperatorLaw, at_least, log2, p_norm
 
 __all__ = ["DecodeKernel", "DecodeLaw"]
 
@@ -16,6 +20,7 @@ MICRO = 1e6
 """Memory time is a coordinate in microseconds at peak bandwidth, so that a grid carries over to another
 device."""
 
+LEAST = 2.0**LEAST_LOG2
 MIX = 2.0
 """Order of the norm that joins the FLOPs and the bytes of one token."""
 
@@ -27,6 +32,7 @@ class DecodeKernel:
     __slots__ = (
         "floor_token",
         "grid",
+        "many",
         "memory_token",
         "p",
         "per_seq",
@@ -49,6 +55,7 @@ class DecodeKernel:
         self.units, self.per_seq = n_kv, n_kv * c["unit"]
         self.t0, self.p, self.skew = c["t0"], c["p"], c.get("skew", 0.0)
         self.grid, self.scale = grid, law.scale
+        self.many = isinstance(self.units, np.ndarray)
 
     def smooth(self, num_seqs: Number, sum_context: Number) -> Number:
         """Launch against streaming the KV and serving the units."""
@@ -56,16 +63,32 @@ class DecodeKernel:
 
     def __call__(self, num_seqs: Number, sum_context: Number, max_context: Number = 0.0) -> Number:
         """Seconds; *max_context*, if known, charges a batch of one long and many short sequences."""
-        seconds = self.smooth(num_seqs, sum_context) * self.scale
-        if self.grid is not None:
-            seconds = seconds * self.grid.factor(
-                sum_context * self.memory_token * MICRO, num_seqs * self.units
-            )
+        if isinstance(sum_context, np.ndarray) or isinstance(num_seqs, np.ndarray) or self.many:
+            seconds = self.smooth(num_seqs, sum_context) * self.scale
+            if self.grid is not None:
+                memory = sum_context * self.memory_token * MICRO
+                seconds = seconds * self.grid.factor(*np.broadcast_arrays(memory, num_seqs * self.units))
+        else:
+            seconds = self._one(num_seqs, sum_context)
         if self.skew:
-            seconds = seconds + self.skew * self.per_token * at_least(
-                num_seqs * max_context - sum_context, 0.0
-            )
+            imbalance = at_least(num_seqs * max_context - sum_context, 0.0)
+            seconds = seconds + self.skew * self.per_token * imbalance
         return at_least(seconds, sum_context * self.floor_token)
+
+    def _one(self, num_seqs: float, sum_context: float) -> float:
+        """One batch: the same formulas, spelt out, because a simulated step waits for them."""
+        work = sum_context * self.per_token + num_seqs * self.per_seq
+        top = work if work > self.t0 else self.t0
+        p = self.p
+        seconds = self.scale * top * ((work / top) ** p + (self.t0 / top) ** p) ** (1.0 / p)
+        if self.grid is None:
+            return float(seconds)
+        memory = sum_context * self.memory_token * MICRO
+        units = num_seqs * self.units
+        low = math.log2(memory) if memory > LEAST else LEAST_LOG2
+        return float(
+            seconds * math.exp(self.grid.plane(low, math.log2(units) if units > LEAST else LEAST_LOG2))
+        )
 
 
 class DecodeLaw(OperatorLaw):

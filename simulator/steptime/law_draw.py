@@ -49,7 +49,9 @@ def draw_laws(laws: list[Law], rng: np.random.Generator) -> tuple[list[Law], dic
 def _draw_coefficients(law: Law, rng: np.random.Generator) -> Law:
     if not law.covariance:
         return law
-    steps = rng.multivariate_normal(np.zeros(len(law.covariance)), law.covariance, method="eigh")
+    zeros = np.zeros(len(law.covariance))
+    # rounding to four digits leaves a matrix that is positive only nearly
+    steps = rng.multivariate_normal(zeros, law.covariance, method="eigh", check_valid="ignore")
     drawn = {
         name: _bounded(name, value * math.exp(step))
         for (name, value), step in zip(law.coefficients.items(), steps, strict=True)

@@ -25,7 +25,22 @@ from numpy.typing import NDArray
 
 from hwprofiles import Residual
 
-__all__ = ["Device", "Grid", "Number", "OperatorLaw", "at_least", "log2", "p_norm"]
+__all__ = [
+    "LEAST_LOG2",
+    "Device",
+    "Grid",
+    "Number",
+    "OperatorLaw",
+    "at_least",
+    "ceil",
+    "choose",
+    "locate",
+    "log2",
+    "p_norm",
+]
+
+LEAST_LOG2 = -20.0
+"""Logarithm that stands for zero."""
 
 Number = Any
 """A float or an array of them; a law returns what it was given."""
@@ -95,6 +110,11 @@ def at_least(value: Number, bound: Number) -> Number:
     return value if value > bound else bound
 
 
+def choose(condition: Number, yes: Number, no: Number) -> Number:
+    """*yes* where *condition* holds, else *no*."""
+    return np.where(condition, yes, no) if isinstance(condition, np.ndarray) else yes if condition else no
+
+
 def ceil(value: Number) -> Number:
     """Whole number not below *value*."""
     return np.ceil(value) if isinstance(value, np.ndarray) else math.ceil(value)
@@ -103,8 +123,8 @@ def ceil(value: Number) -> Number:
 def log2(value: Number) -> Number:
     """Base-2 logarithm; values below 2^-20 count as 2^-20."""
     if isinstance(value, np.ndarray):
-        return np.log2(np.maximum(value, 2.0**-20))
-    return math.log2(value) if value > 2.0**-20 else -20.0
+        return np.log2(np.maximum(value, 2.0**LEAST_LOG2))
+    return math.log2(value) if value > 2.0**LEAST_LOG2 else LEAST_LOG2
 
 
 class Grid:
@@ -127,6 +147,17 @@ class Grid:
             return self._many(np.broadcast_arrays(*coordinates))
         value, outside = _interpolate(self.nested, self.axes, coordinates, 0)
         return value * math.exp(-outside / self.fade) if outside > 0 else value
+
+    def plane(self, x: float, y: float) -> float:
+        """ln(measured / law) on a grid of two axes, at one point: what a decode step evaluates."""
+        xs, ys = self.axes
+        i, u, beyond_x = _place(xs, x)
+        j, v, beyond_y = _place(ys, y)
+        lower, upper = self.nested[i], self.nested[i + 1]
+        below = lower[j] + v * (lower[j + 1] - lower[j])
+        value = below + u * (upper[j] + v * (upper[j + 1] - upper[j]) - below)
+        outside = beyond_x + beyond_y
+        return float(value * math.exp(-outside / self.fade) if outside > 0.0 else value)
 
     def _many(self, coordinates: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
         places = [

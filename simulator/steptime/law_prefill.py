@@ -89,7 +89,7 @@ class PrefillLaw(OperatorLaw):
     def varlen(
         self, chunks: NDArray[Any], contexts: NDArray[Any], n_q: int, n_kv: int, head_dim: int
     ) -> float:
-        """Seconds of one launch over sequences of different lengths: work adds up, the launch is paid once."""
+        """Seconds of one launch over sequences of different lengths: work adds up, launch is paid once."""
         chunks, contexts = np.asarray(chunks, float), np.asarray(contexts, float)
         work = Work(*(float(np.sum(part)) for part in self.work(chunks, contexts, n_q, n_kv, head_dim, 1.0)))
         seconds = self._of_work(work) * self.scale

@@ -1,0 +1,170 @@
+"""Fitting one law of one device: smooth part, correction, and what both are worth on shapes they have not
+seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calibrate.fit.families import FAMILIES, arguments
+from calibrate.fit.smooth import SmoothLaw
+from calibrate.fit.surface import Surface
+from hwprofiles import HardwareProfile, Law, Source
+from hwprofiles.schema import HeldOut
+from simulator.steptime.law_form import log2
+
+__all__ = ["LawFit", "error_summary", "shape_numbers"]
+
+Vector = NDArray[np.float64]
+
+UNTESTED_SPREAD = 0.15
+"""Spread of a law whose data hold a single shape, so that none could be held out."""
+QUANTILES = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
+
+
+class LawFit:
+    """The law of one family and dtype on one device.
+
+    *folds* is the number of parts the shapes are dealt into for the held-out error (never more than there are
+    shapes); *seed* deals them.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        profile: HardwareProfile,
+        dtype: str,
+        variant: str = "",
+        folds: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.family, self.profile, self.dtype, self.variant = family, profile, dtype, variant
+        self.folds, self.seed = folds, seed
+
+    def fit(self, frame: pd.DataFrame) -> Self:
+        """Fit on the rows of *frame* (all of them: exclude resident ones before)."""
+        frame = frame.reset_index(drop=True)
+        best = min(
+            (self._held_out(frame, choice) for choice in FAMILIES[self.family].choices),
+            key=lambda outcome: float(np.mean(np.abs(np.expm1(-outcome[1])))) if len(outcome[1]) else 0.0,
+        )
+        self.choice_, self.logs_ = best
+        self.smooth_, self.surface_ = self._fit_once(frame, self.choice_)
+        self.range_ = self._range(frame)
+        self.shapes_ = int(shape_numbers(self.family, frame).max()) + 1
+        return self
+
+    def predict(self, frame: pd.DataFrame) -> Vector:
+        """Seconds of every row."""
+        return _predict(self.family, self.smooth_, self.surface_, frame)
+
+    def law(self, source: Source) -> Law:
+        """The block of a profile."""
+        coefficients = self.smooth_.coefficients_
+        errors = np.sqrt(np.maximum(np.diag(np.asarray(self.smooth_.covariance_)), 0.0))
+        return Law(
+            family=self.family,  # type: ignore[arg-type]
+            dtype=self.dtype,
+            variant=self.variant,
+            form=FAMILIES[self.family].form,
+            coefficients={name: float(f"{value:.6g}") for name, value in coefficients.items()},
+            standard_errors={
+                name: float(value * error)
+                for (name, value), error in zip(coefficients.items(), errors, strict=True)
+            },
+            covariance=self.smooth_.covariance_,
+            residual=None if self.surface_ is None else self.surface_.residual(),
+            spread=robust_spread(self.logs_) if len(self.logs_) else UNTESTED_SPREAD,
+            quantiles={
+                str(level): _round(np.quantile(self.logs_, level)) for level in QUANTILES if len(self.logs_)
+            },
+            range=self.range_,
+            held_out=self._summary() if len(self.logs_) else None,
+            source=source,
+        )
+
+    def _summary(self) -> HeldOut:
+        mean, median, p90 = error_summary(np.expm1(-self.logs_))
+        columns = ", ".join(FAMILIES[self.family].shape)
+        folds = min(self.folds, self.shapes_)
+        return HeldOut(
+            mean_ape=_round(mean),
+            median_ape=_round(median),
+            p90_ape=_round(p90),
+            rows=len(self.logs_),
+            split=f"{folds}-fold over {self.shapes_} shapes ({columns})",
+        )
+
+    def _held_out(
+        self, frame: pd.DataFrame, choice: Mapping[str, float]
+    ) -> tuple[Mapping[str, float], Vector]:
+        """(choice, ln(measured / predicted) of every row by a fit that did not see its shape)."""
+        shapes = shape_numbers(self.family, frame)
+        parts = np.random.default_rng(self.seed).permutation(int(shapes.max()) + 1) % self.folds
+        fold = parts[shapes]
+        logs = np.full(len(frame), np.nan)
+        for part in np.unique(fold):
+            seen, unseen = frame[fold != part], frame[fold == part]
+            if len(seen):
+                smooth, surface = self._fit_once(seen, choice)
+                predicted = _predict(self.family, smooth, surface, unseen)
+                logs[fold == part] = np.log(unseen["seconds"].to_numpy(float) / predicted)
+        return choice, logs[np.isfinite(logs)]
+
+    def _fit_once(self, frame: pd.DataFrame, choice: Mapping[str, float]) -> tuple[SmoothLaw, Surface | None]:
+        smooth = SmoothLaw(self.family, self.profile, self.dtype, choice)
+        smooth.fit(frame, shape_numbers(self.family, frame))
+        if len(frame) < FAMILIES[self.family].least_rows:
+            return smooth, None
+        logs = np.log(frame["seconds"].to_numpy(float) / smooth.predict(frame))
+        surface = Surface(FAMILIES[self.family].axes)
+        return smooth, surface.fit(_coordinates(self.family, smooth, frame), logs)
+
+    def _range(self, frame: pd.DataFrame) -> dict[str, tuple[float, float]]:
+        columns = [name for name in frame.columns if name not in NOT_SHAPE and frame[name].dtype.kind == "f"]
+        return {name: (float(frame[name].min()), float(frame[name].max())) for name in columns}
+
+
+NOT_SHAPE = ("seconds", "line")
+
+
+def shape_numbers(family: str, frame: pd.DataFrame) -> NDArray[np.int64]:
+    """A number per row, the same for rows of one shape, in order of appearance."""
+    columns = frame[list(FAMILIES[family].shape)]
+    numbers, _ = pd.factorize(pd.MultiIndex.from_frame(columns))
+    return np.asarray(numbers, dtype=np.int64)
+
+
+def error_summary(errors: Vector) -> tuple[float, float, float]:
+    """(mean, median, 90th percentile) of the absolute values of relative *errors*."""
+    size = np.abs(errors)
+    return float(size.mean()), float(np.median(size)), float(np.quantile(size, 0.9))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def robust_spread(logs: Vector) -> float:
+    """Half the distance between the 16th and the 84th percentile: a standard deviation that outliers do not
+    move."""
+    low, high = np.quantile(logs, [0.1587, 0.8413])
+    return _round((high - low) / 2.0)
+
+
+def _coordinates(family: str, smooth: SmoothLaw, frame: pd.DataFrame) -> list[Vector]:
+    values = smooth.law().coordinates(*arguments(family, frame))
+    return [np.asarray(log2(np.asarray(value, dtype=float))) for value in values]
+
+
+def _predict(family: str, smooth: SmoothLaw, surface: Surface | None, frame: pd.DataFrame) -> Vector:
+    law = smooth.law()
+    seconds = np.asarray(law.smooth(*arguments(family, frame)), dtype=float)
+    if surface is not None:
+        seconds = seconds * np.exp(surface.predict(_coordinates(family, smooth, frame)))
+    floor = np.asarray(law.floor(*arguments(family, frame)), dtype=float)
+    return np.asarray(np.maximum(seconds, floor))
