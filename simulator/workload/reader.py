@@ -78,6 +78,8 @@ def read_trace(
     timed = draft.time is not None and not bool(np.isnan(draft.time).all())
     if not timed and request_rate is None:
         raise InputError(path, "has no arrival times: say --request-rate (inf: all at once)")
+    if timed and draft.time is not None:
+        _check_times(rows, draft, draft.time)
     generator = np.random.default_rng(seed)
     trace = _assemble(rows, draft, importer)
     if not timed and request_rate is not None:
@@ -116,6 +118,19 @@ def _settle_zero_outputs(rows: Rows, draft: Draft, importer: Format, choice: str
         return
     draft.keep = ~zero if draft.keep is None else draft.keep & ~zero
     draft.dropped["zero_output"] = int(zero.sum())
+
+
+def _check_times(rows: Rows, draft: Draft, time: NDArray[Any]) -> None:
+    """Only a later turn of a session may lack an arrival time."""
+    missing = np.isnan(time)
+    if "session" in draft.columns:
+        session, turn = draft.columns["session"], draft.columns["turn"]
+        order = np.lexsort((turn, session))
+        later = (session[order][1:] == session[order][:-1]) & (session[order][1:] >= 0)
+        missing[order[1:][later]] = False
+    if missing.any():
+        row = int(missing.argmax())
+        raise rows.error(row, "timestamp", None, "only a later turn of a session may do without")
 
 
 def _assemble(rows: Rows, draft: Draft, importer: Format) -> Trace:

@@ -161,7 +161,15 @@ class Rows:
             encoded = column.dictionary_encode()
             codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
             return Categorical(codes, tuple(str(value) for value in encoded.dictionary.to_pylist()))
-        return Categorical.of(self._each(name, "must be text", "", _text)).without("")
+        return Categorical.of(self.texts(name))
+
+    def texts(self, name: str) -> list[str | None]:
+        """Texts (numbers as their text), None where missing."""
+        column = self.columns.get(name)
+        if column is not None and not isinstance(column, list) and pa.types.is_string(column.type):
+            return list(column.to_pylist())
+        values: list[str] = self._each(name, "must be text", "", _text)
+        return [value or None for value in values]
 
     def lists(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Lists of ids from 0 as CSR (offsets int64[count + 1], values); missing counts as empty."""

@@ -51,12 +51,6 @@ class Categorical(NamedTuple):
         """*n* requests without a name."""
         return cls(np.full(n, -1, np.int32), ())
 
-    def without(self, name: str) -> Categorical:
-        """The same with *name* meaning none."""
-        if name not in self.names:
-            return self
-        return Categorical.of([None if value == name else value for value in self])
-
     def __iter__(self) -> Iterator[Any]:
         return (None if code < 0 else self.names[code] for code in self.codes.tolist())
 
@@ -135,6 +129,8 @@ class Trace:
         content = Runs.empty(n) if content is None else content
         _check_content(content, filled["input_length"])
         ids = None if request_id is None else list(request_id)
+        if ids is not None and ids == [f"r{i}" for i in range(n)]:
+            ids = None
         trace = cls(
             **filled,
             request_id=ids,

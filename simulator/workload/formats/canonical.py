@@ -124,7 +124,7 @@ def optional_columns(rows: Rows) -> dict[str, Any]:
         if rows.has(name):
             columns[name] = rows.names(name)
     if rows.has("request_id"):
-        names = rows.names("request_id")
+        names = rows.texts("request_id")
         columns["request_id"] = [f"r{i}" if name is None else name for i, name in enumerate(names)]
     if rows.has("session_id"):
         columns["session"] = rows.names("session_id").codes.astype(np.int64)

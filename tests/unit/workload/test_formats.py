@@ -121,7 +121,8 @@ def test_aiperf_text_needs_a_rule(write) -> None:
 def test_canonical_turns_are_whole_prompts(write) -> None:
     text = (
         '{"timestamp": 0.5, "input_length": 8, "output_length": 4, "session_id": "a", "turn": 0,'
-        ' "tenant": "t", "priority": -2, "max_tokens": 9, "n": 2, "slo_class": "gold", "lora": "l", "request_id": "q"}\n'
+        ' "tenant": "t", "priority": -2, "max_tokens": 9, "n": 2, "slo_class": "gold",'
+        ' "lora": "l", "request_id": "q"}\n'
         '{"delay": 1500, "input_length": 20, "output_length": 4, "session_id": "a", "turn": 1}\n'
     )
     trace = read_trace(write(text))
@@ -278,3 +279,12 @@ def test_vidurs_copy_of_azure_equals_azure(real) -> None:
 def test_every_format_has_a_name_and_a_title() -> None:
     assert {"azure", "burstgpt", "canonical", "mooncake", "timed-trace"} <= set(FORMATS)
     assert all(name == importer.name and importer.title for name, importer in FORMATS.items())
+
+
+def test_a_first_turn_needs_a_time(write) -> None:
+    text = (
+        '{"timestamp": 1, "input_length": 1, "output_length": 1, "session_id": "a"}\n'
+        '{"delay": 1, "input_length": 1, "output_length": 1, "session_id": "b"}\n'
+    )
+    with pytest.raises(InputError, match=":2: timestamp: missing: only a later turn"):
+        read_trace(write(text))
