@@ -79,7 +79,7 @@ class Replica:
         self._lagging: dict[Request, float] = {}  # sequences that missed an iteration, and their last token's time
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
         self._siblings: dict[int, int] = {}  # samples of a request that still run
-        self._waste = scheduler.tracks_waste
+        self._append = self.series.append
         self._wake: simpy.Event | None = None
         self._sleeping = False
         self.process = env.process(self._run())
@@ -88,18 +88,19 @@ class Replica:
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
-        depth, timeout = scheduler.depth, env.timeout
+        schedule, depth, timeout = scheduler.schedule, scheduler.depth, env.timeout
         while True:
             now = env.now
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
                 self._receive(now)
             wait = None
             while len(inflight) < depth:
-                batch = scheduler.schedule(now)
-                if batch is None or isinstance(batch, Wait):
+                batch = schedule(now)
+                if batch is None or batch.__class__ is Wait:
                     wait = batch
                     break
-                self._begin(batch, now)
+                if batch.prefills or batch.joining or batch.preempted or batch.stalled or batch.rejected:
+                    self._begin(batch, now)
                 inflight.append(batch)
             if not inflight:
                 self._note_idle(now)
@@ -109,14 +110,22 @@ class Replica:
                 yield from self._rest(until - now)
                 continue
             batch = inflight.popleft()
-            durations = self._durations(batch, now)
-            levels = self._levels()
-            if isinstance(durations, float):
-                yield timeout(durations)
-            else:
-                durations = yield from self._sleep(durations)
+            levels = scheduler.levels()
+            seconds = self._step_seconds(batch)
+            if batch.repeatable and not self.stepped and (n := self._repeats(batch, seconds, now)) > 1:
+                durations = self._durations(batch, now, n)
+                if self.open:
+                    durations = yield from self._sleep(durations)
+                    seconds = math.fsum(durations)
+                else:
+                    seconds = math.fsum(durations)
+                    yield timeout(seconds)
                 self._advance(batch, len(durations) - 1)
-            self._note(batch, now, durations, levels)
+                self._note_gaps(batch, durations, now)
+                self._note(batch, now, seconds, len(durations), levels)
+            else:
+                self._note(batch, now, seconds, 1, levels)
+                yield timeout(seconds)
             self._complete(batch, env.now)
 
     def _rest(self, seconds: float) -> Generator[simpy.Event, Any, None]:
@@ -153,39 +162,35 @@ class Replica:
             self._sleeping = False
             self.process.interrupt()
 
-    def _durations(self, batch: Batch, now: float) -> Any:
-        """Seconds of *batch*, or of every iteration for which it repeats until something else happens."""
-        first = self._step_seconds(batch)
-        if not batch.repeatable or self.stepped:
-            return first
-        inflight = self._inflight
-        if inflight:  # the next one was decided before this one ended: it must be the same, one token on
-            following = inflight[0]
-            if not following.repeatable or following.num_decodes != batch.num_decodes:
-                return first
-        ends = self._ends
+    def _repeats(self, batch: Batch, seconds: float, now: float) -> int:
+        """For how many iterations *batch* repeats, given that the first lasts *seconds* and none is shorter."""
+        ends, inflight = self._ends, self._inflight
         while ends and ends[0][2].ticket != ends[0][1]:  # overtaken by a preemption or a missed turn
             heapq.heappop(ends)
         limit = ends[0][0] - batch.iteration + 1 if ends else 1
         room = self.source.next_time - now
-        if room < limit * first:
-            limit = int(room / first) + 1
+        if room < limit * seconds:
+            limit = int(room / seconds) + 1
         if limit <= 1:
-            return first
-        latest = inflight[-1] if inflight else batch
-        n = self.scheduler.repeats(latest, limit)
-        if n <= 1:
-            return first
+            return 1
+        if not inflight:
+            return self.scheduler.repeats(batch, limit)
+        following = inflight[-1]  # decided before this one ends: it must be the same, one token on
+        if not following.repeatable or following.num_decodes != batch.num_decodes:
+            return 1
+        return self.scheduler.repeats(following, limit)
+
+    def _durations(self, batch: Batch, now: float, n: int) -> Any:
+        """Seconds of *n* iterations of *batch*, or of fewer if an arrival comes in between."""
         durations = self.steptime.segment(batch.num_decodes, batch.decode_context, n)
-        n = self._until_arrival(durations, now, n)
-        return durations[:n] if n > 1 else first
+        next_time = self.source.next_time
+        if next_time == math.inf:
+            return durations
+        return durations[: self._until_arrival(durations, now, n)]
 
     def _until_arrival(self, durations: Any, now: float, n: int) -> int:
         """How many of *durations* until the first end of an iteration at or after the next arrival."""
-        next_time = self.source.next_time
-        if next_time == math.inf:
-            return n
-        end = now
+        next_time, end = self.source.next_time, now
         for i, seconds in enumerate(durations, 1):
             end += seconds
             if next_time <= end + ARRIVAL_TOLERANCE * end:
@@ -301,7 +306,11 @@ class Replica:
         for request in batch.suspended:
             self._suspend(request)
         if batch.num_decodes:
-            self._deliver(batch, now)
+            if self._fresh or self._lagging or batch.stalled:
+                self._deliver_late(batch, now)
+            elif self._live > 0:
+                self.itl.add(now - self._last_decode, self._live)
+            self._last_decode = now
         ended: list[Request] = []
         ends, iteration = self._ends, batch.iteration
         while ends and ends[0][0] <= iteration:
@@ -336,29 +345,22 @@ class Replica:
         else:
             self._fresh[request] = now
 
-    def _deliver(self, batch: Batch, now: float) -> None:
-        """Gaps of the sequences that got a token from the decode part of *batch*; repeats were noted before."""
+    def _deliver_late(self, batch: Batch, now: float) -> None:
+        """Gaps of a decode iteration in which some had their latest token at another time than the rest."""
+        live, fresh, lagging = self._live, self._fresh, self._lagging
         for request in batch.stalled:
-            self._lagging[request] = self._token_time(request)
-            self._fresh.pop(request, None)
-        live = self._live - len(batch.stalled)
-        if self._fresh or len(self._lagging) > len(batch.stalled):
-            live -= self._deliver_late(batch, now)
+            lagging[request] = self._token_time(request)
+            fresh.pop(request, None)
+        if len(lagging) > len(batch.stalled):
+            for request in lagging.keys() - set(batch.stalled):
+                self.itl.add(now - lagging.pop(request), 1)
+                live -= 1
+        for when in fresh.values():
+            self.itl.add(now - when, 1)
+        live -= len(fresh) + len(batch.stalled)
+        fresh.clear()
         if live > 0:
             self.itl.add(now - self._last_decode, live)
-        self._last_decode = now
-
-    def _deliver_late(self, batch: Batch, now: float) -> int:
-        """Gaps of the sequences whose latest token did not come with the last decode iteration; returns how many."""
-        stalled = set(batch.stalled)
-        late = {request: when for request, when in self._lagging.items() if request not in stalled}
-        for request in late:
-            del self._lagging[request]
-        late |= self._fresh
-        self._fresh.clear()
-        for when in late.values():
-            self.itl.add(now - when, 1)
-        return len(late)
 
     def _leave(self, request: Request, now: float) -> None:
         self._live -= 1
@@ -379,46 +381,46 @@ class Replica:
 
     # the run over time
 
-    def _levels(self) -> tuple[Any, ...]:
-        scheduler = self.scheduler
-        levels = (scheduler.num_waiting, scheduler.blocks_used, scheduler.blocks_cached)
-        return levels + scheduler.waste() if self._waste else levels
-
-    def _note(self, batch: Batch, start: float, durations: Any, levels: tuple[Any, ...]) -> None:
-        if isinstance(durations, float):
-            n, seconds = 1, durations
-        else:
-            n, seconds = len(durations), math.fsum(durations)
-            self._note_gaps(batch, durations, start)
+    def _note(self, batch: Batch, start: float, seconds: float, n: int, levels: tuple[Any, ...]) -> None:
         self.num_iterations += n
         self.busy_seconds += seconds
-        waiting, used, cached, *waste = levels
-        self.series.append(
+        tokens = 0
+        for _, chunk, _ in batch.prefills:
+            tokens += chunk
+        waiting, used, cached, reserved, internal, external, shared = levels
+        decodes = batch.num_decodes
+        self._append(
             start,
             seconds,
             n,
-            batch.num_decodes + len(batch.prefills),
+            decodes + len(batch.prefills),
             waiting,
-            batch.num_decodes,
-            sum(chunk for _, chunk, _ in batch.prefills) if batch.prefills else 0,
-            n * batch.num_decodes + len(batch.joining),
+            decodes,
+            tokens,
+            n * decodes + len(batch.joining),
             used,
             cached,
             len(batch.preempted),
-            *waste,
+            reserved,
+            internal,
+            external,
+            shared,
         )
 
     def _note_gaps(self, batch: Batch, durations: Any, start: float) -> None:
-        """Gaps of all repeated iterations but the last, which `_deliver` notes when it ends."""
-        self._deliver(batch, start + float(durations[0]))
+        """Gaps of all repeated iterations but the last, which `_complete` notes when it ends."""
+        first = start + float(durations[0])
+        if self._fresh or self._lagging or batch.stalled:
+            self._deliver_late(batch, first)
+        elif self._live > 0:
+            self.itl.add(first - self._last_decode, self._live)
         if len(durations) > 2:
             self.itl.add_many(durations[1:-1], self._live)
         self._last_decode = start + math.fsum(durations[:-1])
 
     def _note_idle(self, now: float) -> None:
-        scheduler = self.scheduler
-        waiting, used, cached, *_ = self._levels()
-        self.series.append(now, 0.0, 0, scheduler.num_running, waiting, 0, 0, 0, used, cached)
+        waiting, used, cached, *waste = self.scheduler.levels()
+        self._append(now, 0.0, 0, self.scheduler.num_running, waiting, 0, 0, 0, used, cached, 0, *waste)
 
 
 def _own_content(index: int) -> int:

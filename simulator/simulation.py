@@ -60,7 +60,7 @@ class Result:
     def warnings(self) -> list[str]:
         """What a reader must know before believing the numbers."""
         lines = list(self.resolved.warnings)
-        if self.summary.overload is not None:
+        if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())
         return lines
 
@@ -84,7 +84,7 @@ class Result:
             },
             provenance=resolved.provenance,
             defaults=resolved.chosen,
-            warnings=self.warnings,
+            warnings=resolved.warnings,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -85,6 +86,8 @@ def pairs(points: Points) -> Points:
     return {"time": points["time"][starts], "max": np.maximum.reduceat(points["max"], starts), **merged}
 
 
-def join(a: Points, b: Points) -> Points:
-    """*a*, then *b*."""
-    return {name: np.concatenate((a[name], b[name])) for name in a}
+def join(parts: Sequence[Points]) -> Points:
+    """One after the other."""
+    if not parts:
+        return no_points()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

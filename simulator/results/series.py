@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from simulator.results.points import AMOUNTS, COLUMNS, LEVELS, fold, join, no_points, pairs
+from simulator.results.points import AMOUNTS, COLUMNS, LEVELS, Points, fold, join, no_points, pairs
 from simulator.results.token_rate import TokenRate
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class StepSeries:
         """The first rows as appended, shape [≤ HEAD, len(COLUMNS)]."""
         self.token_rate = TokenRate(start_time)
         self._stride = 1
-        self._points = no_points()
+        self._points: list[Points] = []
+        self._num_points = 0
+        self._whole: tuple[int, Points] = (-1, no_points())  # all points, as of that many rows
+        self._num_rows = 0
         self._buffer = bytearray(_ROW.size * CHUNK)
         self._offset = 0
         self._pack, self._row_size = _ROW.pack_into, _ROW.size
@@ -156,13 +159,16 @@ class StepSeries:
         used = memoryview(self._buffer)[: self._offset]
         return np.frombuffer(used, np.float64).reshape(-1, len(COLUMNS))
 
-    def _settled(self) -> dict[str, _Floats]:
+    def _settled(self) -> Points:
         """Points including the rows still in the buffer; the last row ends with its iterations."""
-        rows = self._rows().copy()
-        if not len(rows):
-            return self._points
-        last = rows[-1, 0] + rows[-1, 1]
-        return join(self._points, fold(rows, np.append(rows[1:, 0], last), self._stride))
+        seen = self._num_rows + self._offset
+        if self._whole[0] != seen:
+            rows, points = self._rows().copy(), self._points
+            if len(rows):
+                last = rows[-1, 0] + rows[-1, 1]
+                points = [*points, fold(rows, np.append(rows[1:, 0], last), self._stride)]
+            self._whole = seen, join(points)
+        return self._whole[1]
 
     def _fold_full(self) -> None:
         """Fold all rows but the last, whose end is not known yet."""
@@ -171,9 +177,12 @@ class StepSeries:
             self.head = rows[:HEAD]
         kept = (len(rows) - 1) // self._stride * self._stride
         self.token_rate.add(rows[:kept])
-        self._points = join(self._points, fold(rows[:kept], rows[1 : kept + 1, 0], self._stride))
-        while len(self._points["time"]) >= 2 * self.max_points:
-            self._points, self._stride = pairs(self._points), 2 * self._stride
+        self._points.append(fold(rows[:kept], rows[1 : kept + 1, 0], self._stride))
+        self._num_points += len(self._points[-1]["time"])
+        self._num_rows += self._offset
+        while self._num_points >= 2 * self.max_points:
+            self._points, self._stride = [pairs(join(self._points))], 2 * self._stride
+            self._num_points = len(self._points[0]["time"])
         rest = rows[kept:].tobytes()
         size = self._row_size * max(CHUNK, 4 * self._stride)
         self._buffer, self._offset = bytearray(rest) + bytearray(size - len(rest)), len(rest)

@@ -123,8 +123,6 @@ class Scheduler(ABC):
     """Batches in flight at most."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
-    tracks_waste = True
-    """Whether `waste` says something."""
 
     def __init__(self, *, max_num_seqs: int, block_size: int, explicit: bool = False) -> None:
         if max_num_seqs < 1:
@@ -190,3 +188,7 @@ class Scheduler(ABC):
     def waste(self) -> tuple[float, float, float, float]:
         """KV space that holds no token, in tokens: reserved for later, internal, external; and tokens saved by sharing."""
         return 0.0, 0.0, 0.0, 0.0
+
+    def levels(self) -> tuple[float, float, float, float, float, float, float]:
+        """Waiting requests, blocks used, blocks cached and `waste`, in one call for the record of a run."""
+        return (self.num_waiting, self.blocks_used, self.blocks_cached, *self.waste())

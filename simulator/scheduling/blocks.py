@@ -91,6 +91,10 @@ class Hit:
         self.parts: list[tuple[Span, int, int]] = []
 
 
+MISS = Hit()
+"""Nothing found."""
+
+
 class BlockManager:
     """*num_blocks* usable blocks of *block_size* tokens.
 
@@ -116,8 +120,10 @@ class BlockManager:
         self.prefix_caching = prefix_caching
         self.unhashed_first = unhashed_first
         self.root = Node(None, (0, 0), 0)
-        self._free_unhashed = num_blocks
-        self._free_cached = 0
+        self.num_free = num_blocks
+        """Blocks that can be taken, matchable ones included."""
+        self.num_cached_free = 0
+        """Free blocks that still carry matchable content."""
         self._lru: OrderedDict[Span, None] = OrderedDict()
         self._free_ids = list(range(num_blocks - 1, -1, -1)) if track_ids else None
         self._num_own = 0
@@ -129,26 +135,19 @@ class BlockManager:
     # free blocks
 
     @property
-    def num_free(self) -> int:
-        """Blocks that can be taken, matchable ones included."""
-        return self._free_unhashed + self._free_cached
-
-    @property
-    def num_cached_free(self) -> int:
-        """Free blocks that still carry matchable content."""
-        return self._free_cached
-
-    @property
     def usage(self) -> float:
         """Fraction of the blocks that requests hold."""
         return 1.0 - self.num_free / self.num_blocks
 
     def take(self, n: int) -> list[int] | None:
         """Take *n* free blocks from the front of the queue, evicting what they held; ids where tracked."""
-        if n > self._free_unhashed + self._free_cached:
-            raise ConfigurationError(f"cannot take {n} blocks: {self.num_free} of {self.num_blocks} are free")
-        plain = min(n, self._free_unhashed)
-        self._free_unhashed -= plain
+        free = self.num_free
+        if n > free:
+            raise ConfigurationError(f"cannot take {n} blocks: {free} of {self.num_blocks} are free")
+        plain = free - self.num_cached_free
+        self.num_free = free - n
+        if plain > n:
+            plain = n
         ids = None if self._free_ids is None else [self._free_ids.pop() for _ in range(plain)]
         if plain < n:
             self._evict(n - plain, ids)
@@ -156,8 +155,8 @@ class BlockManager:
 
     def _evict(self, n: int, ids: list[int] | None) -> None:
         lru = self._lru
-        self._free_cached -= n
-        while n:
+        self.num_cached_free -= n
+        while True:
             span = next(iter(lru))
             size = span.hi - span.lo
             if size > n:
@@ -169,13 +168,13 @@ class BlockManager:
             del lru[span]
             if ids is not None and span.ids is not None:
                 ids.extend(reversed(span.ids))
-            self._forget(span)
+            if span.node is not None:
+                self._forget(span, span.node)
             n -= size
+            if not n:
+                return
 
-    def _forget(self, span: Span) -> None:
-        node = span.node
-        if node is None:
-            return
+    def _forget(self, span: Span, node: Node) -> None:
         node.spans.remove(span)
         while node.parent is not None and not node.spans and not node.children:
             parent = node.parent
@@ -188,9 +187,9 @@ class BlockManager:
 
     def match(self, request: Request, max_tokens: int) -> Hit:
         """The longest run of leading cached blocks of *request* within its first *max_tokens* tokens."""
+        if not self.prefix_caching or not (request.content or request.own_node):
+            return MISS
         hit = Hit()
-        if not self.prefix_caching:
-            return hit
         node, position, limit = self.root, 0, max_tokens // self.block_size
         for content_id, tokens in request.content:
             child = node.children.get((position, content_id))
@@ -220,7 +219,8 @@ class BlockManager:
         """*request* takes the blocks it found: they leave the free queue and gain a reference."""
         for span, lo, hi in hit.parts:
             if not span.holders:
-                self._free_cached -= hi - lo
+                self.num_free -= hi - lo
+                self.num_cached_free -= hi - lo
                 span = self._claim(span, lo, hi)
             else:
                 self.num_shared += hi - lo
@@ -312,6 +312,28 @@ class BlockManager:
         node.spans.append(span)
         request.held.append((span, lo, hi))
 
+    def retire(self, request: Request, tokens: int, *, for_good: bool) -> None:
+        """*request* gives all its blocks back, having computed *tokens* tokens.
+
+        The same as `register` and `free`; but nobody can match what only a request that has ended *for_good* could
+        name, so that its own run needs a place in the queue and none in the tree.
+        """
+        own = tokens // self.block_size - request.registered
+        if own > 0 and for_good and self.prefix_caching and request.output_id is None and self._free_ids is None:
+            named = 0
+            for _, length in request.content:
+                named += length
+            if named // self.block_size <= request.registered:
+                plain = request.num_blocks - request.registered - own
+                if plain:
+                    self._free_plain(request, plain)
+                self._queue(Span(None, 0, own))
+                request.num_blocks = request.registered
+                self.free(request)
+                return
+        self.register(request, tokens)
+        self.free(request)
+
     def free(self, request: Request) -> None:
         """Return all blocks of *request*, the deepest first; full registered ones stay matchable."""
         held = request.held
@@ -328,7 +350,7 @@ class BlockManager:
     def _free_plain(self, request: Request, n: int) -> None:
         ids = self.tables[request][request.registered :] if self._free_ids is not None else None
         if self.unhashed_first or not self.prefix_caching:
-            self._free_unhashed += n
+            self.num_free += n
             if ids is not None and self._free_ids is not None:
                 self._free_ids.extend(ids)
         else:
@@ -357,4 +379,6 @@ class BlockManager:
 
     def _queue(self, span: Span) -> None:
         self._lru[span] = None
-        self._free_cached += span.hi - span.lo
+        size = span.hi - span.lo
+        self.num_free += size
+        self.num_cached_free += size

@@ -22,17 +22,20 @@ class DecodeSet:
     sum over the set of computed tokens (positions whose KV exists once the scheduled batches have run).
     """
 
-    __slots__ = ("_phases", "block_size", "computed", "iteration", "members")
+    __slots__ = ("block_size", "computed", "count", "iteration", "members", "phases")
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.iteration = 0
         self.computed = 0
+        self.count = 0
+        """Number of members."""
         self.members: dict[Request, None] = {}
-        self._phases = [0] * block_size
+        self.phases = [0] * block_size
+        """Members by the residue class of the iterations at which they step into a new block."""
 
     def __len__(self) -> int:
-        return len(self.members)
+        return self.count
 
     def __contains__(self, request: Request) -> bool:
         return request.phase >= 0
@@ -41,19 +44,21 @@ class DecodeSet:
         """*request* has computed ``request.computed`` tokens and takes part from the next iteration on."""
         request.base = base = request.computed - self.iteration
         request.phase = phase = -base % self.block_size
-        self._phases[phase] += 1
+        self.phases[phase] += 1
         self.computed += request.computed
         self.members[request] = None
+        self.count += 1
 
     def leave(self, request: Request) -> None:
         """*request* stops; its ``computed`` and ``generated`` become its own again."""
         computed = request.base + self.iteration
-        self._phases[request.phase] -= 1
+        self.phases[request.phase] -= 1
         self.computed -= computed
         request.generated += computed - request.computed
         request.computed = computed
         request.phase = -1
         del self.members[request]
+        self.count -= 1
 
     def tokens(self, request: Request) -> int:
         """Computed tokens of a member."""
@@ -65,16 +70,16 @@ class DecodeSet:
 
     def stall(self, request: Request) -> None:
         """*request* missed the iteration just counted by `advance`: it stays one token behind the others."""
-        self._phases[request.phase] -= 1
+        self.phases[request.phase] -= 1
         request.base -= 1
         request.phase = phase = (request.phase + 1) % self.block_size
-        self._phases[phase] += 1
+        self.phases[phase] += 1
         self.computed -= 1
 
     @property
     def blocks_next(self) -> int:
         """How many members step into a new block at the next iteration."""
-        return self._phases[self.iteration % self.block_size]
+        return self.phases[self.iteration % self.block_size]
 
     def needs_block(self, request: Request) -> bool:
         """Whether *request* steps into a new block at the next iteration."""
@@ -83,20 +88,20 @@ class DecodeSet:
     def advance(self, n: int = 1) -> None:
         """Count *n* iterations in which every member took part."""
         self.iteration += n
-        self.computed += n * len(self.members)
+        self.computed += n * self.count
 
     def blocks_over(self, n: int) -> int:
         """New blocks that the members step into over the next *n* iterations."""
         cycles, rest = divmod(n, self.block_size)
-        total = cycles * len(self.members)
+        total = cycles * self.count
         first = self.iteration % self.block_size
         for i in range(first, first + rest):
-            total += self._phases[i % self.block_size]
+            total += self.phases[i % self.block_size]
         return total
 
     def iterations_within(self, blocks: int, limit: int) -> int:
         """The most iterations, at most *limit*, whose new blocks number at most *blocks*."""
-        count = len(self.members)
+        count = self.count
         if count * (limit // self.block_size + 1) <= blocks:
             return limit
         cycles = blocks // count
@@ -104,7 +109,7 @@ class DecodeSet:
         left = blocks - cycles * count
         at = self.iteration % self.block_size
         for _ in range(self.block_size):  # one cycle more would need `count` blocks, and fewer are left
-            left -= self._phases[at]
+            left -= self.phases[at]
             if left < 0:
                 break
             n += 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from simulator.errors import CapacityError, ConfigurationError
@@ -105,7 +105,8 @@ class VllmV1(Scheduler):
         self.max_num_batched_tokens = max(max_num_batched_tokens, 0 if enable_chunked_prefill else self.max_model_len)
         self.watermark_blocks = int(watermark * num_gpu_blocks)
         self.waiting: deque[Request] = deque()
-        self._queue: list[tuple[int, float, str, Request]] = []  # `waiting` in order of urgency
+        self._queue: list[tuple[int, float, str, Request]] = []  # waiting requests by urgency, under `priority`
+        self._line: Sized = self._queue if self.by_priority else self.waiting
         self._prefilling: dict[Request, None] = {}
         self._last_decoder = -1  # highest admission order that ever joined the decoding set
         self._num_admitted = 0
@@ -132,27 +133,30 @@ class VllmV1(Scheduler):
 
     @property
     def num_waiting(self) -> int:
-        return len(self._queue) if self.by_priority else len(self.waiting)
+        return len(self._line)
 
     # one step
 
     def schedule(self, now: float) -> Batch | Wait | None:
-        if not self.running and not self.num_waiting:
+        if not self.running and not self._line:
             return None
         batch = Batch()
-        if self._limits:
+        decoding = self.decoding
+        if self._limits and self._limits[0][0] <= decoding.iteration:
             self._drain_limits()
         if not self.explicit and self._all_fit():
             budget = self._run_all(batch)
         else:
             budget = self._run_in_order(batch)
-        if not batch.preempted:
+        if self._line and budget > 0 and not batch.preempted and len(self.running) < self.max_num_seqs:
             self._admit(batch, budget)
-        if not batch.num_decodes and not batch.prefills:
+        if batch.prefills:
+            self._join(batch)
+        elif not batch.num_decodes:
             return self._nothing(batch)
-        self._join(batch)
-        batch.iteration = self.decoding.iteration
-        batch.repeatable = not (batch.prefills or batch.preempted or batch.stalled or self._prefilling)
+        else:
+            batch.repeatable = not (batch.preempted or batch.stalled or self._prefilling)
+        batch.iteration = decoding.iteration
         return batch
 
     def _nothing(self, batch: Batch) -> Batch | None:
@@ -172,9 +176,9 @@ class VllmV1(Scheduler):
 
     def _all_fit(self) -> bool:
         """Whether every running request gets its tokens, so that nobody's turn matters."""
-        decodes = len(self.decoding)
-        need = self.decoding.blocks_next
-        budget = self.max_num_batched_tokens - decodes
+        decoding = self.decoding
+        need = decoding.phases[decoding.iteration % self.block_size]
+        budget = self.max_num_batched_tokens - decoding.count
         if budget < 0:
             return False
         if self._prefilling:
@@ -190,12 +194,14 @@ class VllmV1(Scheduler):
     def _run_all(self, batch: Batch) -> int:
         decoding = self.decoding
         budget = self.max_num_batched_tokens
-        if decoding.members:
-            need = decoding.blocks_next
+        decodes = decoding.count
+        if decodes:
+            need = decoding.phases[decoding.iteration % self.block_size]
             if need:
                 self.blocks.take(need)
-            decoding.advance()
-            batch.num_decodes = decodes = len(decoding)
+            decoding.iteration += 1
+            decoding.computed += decodes
+            batch.num_decodes = decodes
             batch.decode_context = decoding.computed
             budget -= decodes
         if self._prefilling:
@@ -212,7 +218,8 @@ class VllmV1(Scheduler):
         context = request.computed
         request.computed = computed = context + chunk
         self.blocks.grow(request, computed)
-        self.blocks.register(request, computed)
+        if request.content:  # what has no name nobody can match before the request is done
+            self.blocks.register(request, computed)
         batch.prefills.append((request, chunk, context))
 
     # running: one by one
@@ -275,7 +282,7 @@ class VllmV1(Scheduler):
             given = 1
         elif victim in chunks:
             given = chunks.pop(victim)
-        self._retire(victim, turn=given)
+        self._retire(victim, given, for_good=False)
         victim.status = PREEMPTED
         victim.computed = 0
         victim.target = victim.prompt_length + victim.generated
@@ -305,7 +312,7 @@ class VllmV1(Scheduler):
     def _admit(self, batch: Batch, budget: int) -> None:
         threshold = self._threshold() if self.threshold else 0
         passed: list[Request] = []
-        while budget > 0 and self.num_waiting and len(self.running) < self.max_num_seqs:
+        while budget > 0 and self._line and len(self.running) < self.max_num_seqs:
             request = self._queue[0][3] if self.by_priority else self.waiting[0]
             hit = self.blocks.match(request, request.target - 1)
             context = hit.blocks * self.block_size
@@ -318,7 +325,11 @@ class VllmV1(Scheduler):
                 passed.append(self._pop())
                 continue
             chunk = min(wanted, budget)
-            if not self._admissible(request, hit, context + chunk):
+            tokens = request.target if self.rules.reserve_full_prompt else context + chunk
+            need = -(-tokens // self.block_size) - hit.blocks + hit.free
+            if self.running:
+                need += self.watermark_blocks
+            if need > self.blocks.num_free:
                 break
             self._pop()
             self._start(batch, request, hit, chunk)
@@ -328,14 +339,6 @@ class VllmV1(Scheduler):
 
     def _pop(self) -> Request:
         return heapq.heappop(self._queue)[3] if self.by_priority else self.waiting.popleft()
-
-    def _admissible(self, request: Request, hit: Hit, tokens: int) -> bool:
-        if self.rules.reserve_full_prompt:
-            tokens = max(tokens, min(request.target, self.max_model_len))
-        need = -(-tokens // self.block_size) - hit.blocks + hit.free
-        if self.running:
-            need += self.watermark_blocks
-        return need <= self.blocks.num_free
 
     def _start(self, batch: Batch, request: Request, hit: Hit, chunk: int) -> None:
         if hit.blocks:
@@ -389,22 +392,23 @@ class VllmV1(Scheduler):
                 self._unqueue(request)
             request.status = FINISHED
 
-    def _retire(self, request: Request, turn: int = 0) -> None:
+    def _retire(self, request: Request, turn: int = 0, *, for_good: bool = True) -> None:
         """*request* leaves the running set; *turn* tokens were already granted to it in this step."""
         del self.running[request]
-        self._prefilling.pop(request, None)
-        if request in self.decoding:
+        if request.phase >= 0:
             self.decoding.leave(request)
-        computed = request.computed
-        if request.generated:  # the last token of a batch in flight is not known yet: its block has no content
-            computed = max(computed - self.depth + 1, request.registered * self.block_size)
-        request.num_blocks = -(-(request.computed + turn) // self.block_size)
-        self.blocks.register(request, computed + turn)
-        self.blocks.free(request)
+        else:
+            self._prefilling.pop(request, None)
+        computed = request.computed + turn
+        request.num_blocks = -(-computed // self.block_size)
+        if self.depth > 1 and request.generated:
+            # the last token of a batch in flight is not known yet: its block has no content
+            computed = max(computed - 1, request.registered * self.block_size)
+        self.blocks.retire(request, computed, for_good=for_good)
 
     def _unqueue(self, request: Request) -> None:
         if self.by_priority:
-            self._queue = [entry for entry in self._queue if entry[3] is not request]
+            self._queue[:] = [entry for entry in self._queue if entry[3] is not request]
             heapq.heapify(self._queue)
         else:
             self.waiting.remove(request)
@@ -450,13 +454,16 @@ class VllmV1(Scheduler):
         return self.blocks.num_cached_free
 
     def waste(self) -> tuple[float, float, float, float]:
-        tokens = self.decoding.computed
+        return self.levels()[3:]
+
+    def levels(self) -> tuple[float, float, float, float, float, float, float]:
+        blocks, tokens = self.blocks, self.decoding.computed
         for request in self._prefilling:
             tokens += request.computed
-        blocks = self.blocks
+        used = blocks.num_blocks - blocks.num_free
         shared = blocks.num_shared * self.block_size
-        held = (blocks.num_blocks - blocks.num_free) * self.block_size
-        return 0.0, held + shared - tokens, 0.0, shared
+        internal = used * self.block_size + shared - tokens
+        return len(self._line), used, blocks.num_cached_free, 0.0, internal, 0.0, shared
 
 
 def _defaults(device: Device, huge: tuple[int, int]) -> dict[str, int]:
