@@ -11,13 +11,14 @@ from simulator.workload.arrivals import (
     ramp_arrivals,
     weibull_arrivals,
 )
+from simulator.workload.columns import Categorical
 from simulator.workload.content import OUTPUT_ID_BASE, Runs, common_prefix
 from simulator.workload.formats import FORMATS
 from simulator.workload.generate import generate_trace
 from simulator.workload.lengths import Lengths
 from simulator.workload.limits import resolve_max_tokens
 from simulator.workload.reader import read_trace
-from simulator.workload.trace import Categorical, Trace
+from simulator.workload.trace import Trace
 
 __all__ = [
     "FORMATS",

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError
 from simulator.workload.arrivals import poisson_arrivals
-from simulator.workload.content import Runs, compile_runs
+from simulator.workload.content import Runs
 from simulator.workload.lengths import Lengths, empirical_pairs
+from simulator.workload.merging import compile_runs
 from simulator.workload.sessions import accumulated
 from simulator.workload.trace import Trace
 

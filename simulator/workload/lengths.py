@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError, UnknownNameError
-from simulator.workload.trace import MAX_LENGTH, Trace
+from simulator.workload.columns import MAX_LENGTH
+from simulator.workload.trace import Trace
 
 __all__ = ["LENGTHS", "Lengths", "empirical_pairs"]
 

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from simulator.errors import ConfigurationError, InputError
 from simulator.workload.arrivals import poisson_arrivals
-from simulator.workload.content import Blocks, Runs, compile_blocks, compile_runs, gather_runs, rename_outputs
+from simulator.workload.columns import Categorical
+from simulator.workload.content import Blocks, Runs, gather_runs, rename_outputs
 from simulator.workload.formats import Draft, Format, Options, find_format
 from simulator.workload.formats.base import TIME_UNITS
+from simulator.workload.merging import compile_blocks, compile_runs
 from simulator.workload.rows import Rows
 from simulator.workload.sessions import accumulate_sessions
 from simulator.workload.source import Source
 from simulator.workload.spread import spread_uniform
-from simulator.workload.trace import Categorical, Trace
+from simulator.workload.trace import Trace
 
 __all__ = ["read_trace"]
 

@@ -14,20 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
+from simulator.workload.columns import MAX_LENGTH, Categorical
 from simulator.workload.content import OUTPUT_ID_BASE
 from simulator.workload.source import Source, parse_object
-from simulator.workload.trace import MAX_LENGTH, Categorical
+from simulator.workload.tables import csv_table, json_table
+from simulator.workload.values import all_within, as_ids, as_number, as_text, as_whole
 
 __all__ = ["Rows"]
 
 MISSING: Any = None
-CHUNK = 1 << 22
-"""Bytes that pyarrow parses at once; a file with a longer line takes the careful path."""
 
 
 class Rows:
@@ -49,7 +47,7 @@ class Rows:
         kind = source.head.kind
         if kind == "json":
             return cls._of_records(source, source.document(), None)
-        fast, careful = (_csv_table, cls._careful_csv) if kind == "csv" else (_json_table, cls._careful_json)
+        fast, careful = (csv_table, cls._careful_csv) if kind == "csv" else (json_table, cls._careful_json)
         try:
             table = fast(source)
         except (pa.ArrowException, UnicodeDecodeError):
@@ -127,10 +125,10 @@ class Rows:
         if name not in self.columns and default is not None:
             return np.full(self.count, default, np.int64)
         fast = self._typed(name, default)
-        if fast is not None and _within(fast, least, most):
+        if fast is not None and all_within(fast, least, most):
             return fast.astype(np.int64)
         return np.array(
-            self._each(name, allowed, default, lambda value: _whole(value, least, most)), np.int64
+            self._each(name, allowed, default, lambda value: as_whole(value, least, most)), np.int64
         )
 
     def numbers(
@@ -145,7 +143,7 @@ class Rows:
             finite = np.isfinite(fast) if default is None or not math.isnan(default) else ~np.isinf(fast)
             if bool(finite.all()) and not bool((fast < least).any()):
                 return fast
-        values = self._each(name, bound, default, lambda value: _finite(value, least))
+        values = self._each(name, bound, default, lambda value: as_number(value, least))
         if all(isinstance(value, int) and abs(value) < 1 << 63 for value in values):
             return np.array(values, np.int64)
         return np.array(values, np.float64)
@@ -168,7 +166,7 @@ class Rows:
         column = self.columns.get(name)
         if column is not None and not isinstance(column, list) and pa.types.is_string(column.type):
             return list(column.to_pylist())
-        values: list[str] = self._each(name, "must be text", "", _text)
+        values: list[str] = self._each(name, "must be text", "", as_text)
         return [value or None for value in values]
 
     def lists(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -181,7 +179,9 @@ class Rows:
                 if len(flat) == 0 or (int(flat.min()) >= 0 and int(flat.max()) < OUTPUT_ID_BASE):
                     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
                     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))), flat
-        lists = self._each(name, "must be a list of whole numbers from 0", [], _ids) if self.has(name) else []
+        lists = (
+            self._each(name, "must be a list of whole numbers from 0", [], as_ids) if self.has(name) else []
+        )
         lengths = np.array([len(ids) for ids in lists] or [0] * self.count, np.int64)
         flat = np.array([i for ids in lists for i in ids], np.int64)
         return np.concatenate(([0], np.cumsum(lengths))), flat
@@ -213,92 +213,3 @@ class Rows:
                 raise self.error(row, name, value, allowed)
             result.append(converted)
         return result
-
-
-def _within(values: NDArray[Any], least: int, most: int) -> bool:
-    low, high = values.min(), values.max()
-    whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
-    return bool(low >= least and high <= most and whole)
-
-
-def _whole(value: Any, least: int, most: int) -> int | None:
-    number = _finite(value, least)
-    return int(number) if number is not None and number <= most and number == int(number) else None
-
-
-def _finite(value: Any, least: float) -> int | float | None:
-    if isinstance(value, str):
-        value = _parsed(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) <= 1e300 and value >= least else None
-
-
-def _parsed(text: str) -> int | float | None:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return str(value) if hasattr(value, "isoformat") else None
-    return str(value)
-
-
-def _ids(value: Any) -> list[int] | None:
-    if not isinstance(value, list):
-        return None
-    good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < OUTPUT_ID_BASE for i in value)
-    return value if good else None
-
-
-def _json_table(source: Source) -> Any:
-    """The JSON lines as a pyarrow table; None where its rows are not the file's lines."""
-    fields = [
-        pa.field(name, _json_type(value)) for name, value in source.head.record.items() if _json_type(value)
-    ]
-    table = pyarrow.json.read_json(
-        pa.BufferReader(source.data),
-        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=CHUNK),
-        parse_options=pyarrow.json.ParseOptions(explicit_schema=pa.schema(fields) if fields else None),
-    )
-    return table if _is_complete(source.data, table.num_rows) else None
-
-
-def _json_type(value: object) -> Any:
-    """The type to hold a column to; numbers are left to inference, which allows whole and fractional ones to
-    mix."""
-    if isinstance(value, str):
-        return pa.string()
-    if isinstance(value, list) and all(type(item) is int for item in value):
-        return pa.list_(pa.int64())
-    return None
-
-
-def _csv_table(source: Source) -> Any:
-    names = source.raw_head.names
-    if len(set(names)) < len(names):
-        return None
-    text = {name: pa.string() for name in names if name == "TIMESTAMP" or name.lower().endswith("id")}
-    table = pyarrow.csv.read_csv(
-        pa.BufferReader(source.data.lstrip()),
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=CHUNK),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=text, null_values=[""], strings_can_be_null=True
-        ),
-    )
-    table = table.rename_columns([str(name).strip() for name in table.column_names])
-    return table if _is_complete(source.data, table.num_rows + 1) else None
-
-
-def _is_complete(data: bytes, n_rows: int) -> bool:
-    """Whether a table of *n_rows* has one row for each line that is not blank."""
-    if n_rows == data.count(b"\n") + (not data.endswith(b"\n")):
-        return True
-    return n_rows == sum(1 for line in data.split(b"\n") if line.strip())

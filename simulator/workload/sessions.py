@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
+from simulator.workload.columns import MAX_LENGTH
 from simulator.workload.content import OUTPUT_ID_BASE, Blocks, Runs, gather_runs, offsets_of
-from simulator.workload.trace import MAX_LENGTH
 
 if TYPE_CHECKING:
     from simulator.workload.formats import Draft

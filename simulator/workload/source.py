@@ -146,7 +146,9 @@ def parse_object(path: Path, line: int, text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(path, f"broken JSON: {error.msg} at column {error.colno}", line=line) from error
+        raise InputError(
+            path, f"broken JSON: {error.msg} at column {error.colno} (each line must be a record)", line=line
+        ) from error
     except RecursionError as error:
         raise InputError(path, "broken JSON: nested too deeply", line=line) from error
     except ValueError as error:  # an integer of more digits than Python converts

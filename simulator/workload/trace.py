@@ -12,52 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simulator.errors import ConfigurationError, InputError
+from simulator.workload.columns import DEFAULTS, NAMES, Categorical, categorical, floats, integers
 from simulator.workload.content import OUTPUT_ID_BASE, Runs, gather_runs, rename_outputs
 
-__all__ = ["MAX_LENGTH", "Categorical", "Trace"]
+__all__ = ["Trace"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-MAX_LENGTH = 100_000_000
-"""Longest prompt or output accepted, in tokens: ten times the longest context window on offer (10 M, Llama 4
-Scout)."""
-
-INTEGERS = {"max_tokens": 0, "priority": 0, "n": 1, "session": -1, "turn": 0}
-LEAST = {"input_length": 1, "output_length": 1, "max_tokens": 0, "n": 1, "session": -1, "turn": 0}
-
-
-class Categorical(NamedTuple):
-    """A column of few distinct names: *codes* int32[n], −1 where there is none, into *names*."""
-
-    codes: NDArray[np.int32]
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[str | None]) -> Categorical:
-        """From one name or None per request."""
-        numbers: dict[str, int] = {}
-        codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
-        return cls(np.array(codes, np.int32), tuple(numbers))
-
-    @classmethod
-    def none(cls, n: int) -> Categorical:
-        """*n* requests without a name."""
-        return cls(np.full(n, -1, np.int32), ())
-
-    def __iter__(self) -> Iterator[Any]:
-        return (None if code < 0 else self.names[code] for code in self.codes.tolist())
-
-    def __getitem__(self, index: Any) -> Any:
-        """The name of request *index*, or None."""
-        code = self.codes[index]
-        return None if code < 0 else self.names[code]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,14 +83,14 @@ class Trace:
         n = len(np.atleast_1d(np.asarray(input_length)))
         if n == 0:
             raise InputError("trace", "must hold at least one request")
-        filled: dict[str, Any] = {"arrival_time": _floats("arrival_time", arrival_time, n)}
-        filled["input_length"] = _integers("input_length", input_length, n)
-        filled["output_length"] = _integers("output_length", output_length, n)
-        filled["delay"] = _floats("delay", np.zeros(n) if delay is None else delay, n)
-        for name, default in INTEGERS.items():
-            filled[name] = _integers(name, columns.pop(name, np.full(n, default)), n)
-        for name in ("model", "tenant", "slo_class", "lora"):
-            filled[name] = _categorical(name, columns.pop(name, None), n)
+        filled: dict[str, Any] = {"arrival_time": floats("arrival_time", arrival_time, n)}
+        filled["input_length"] = integers("input_length", input_length, n)
+        filled["output_length"] = integers("output_length", output_length, n)
+        filled["delay"] = floats("delay", np.zeros(n) if delay is None else delay, n)
+        for name, default in DEFAULTS.items():
+            filled[name] = integers(name, columns.pop(name, np.full(n, default)), n)
+        for name in NAMES:
+            filled[name] = categorical(name, columns.pop(name, None), n)
         if columns:
             raise TypeError(f"unknown columns: {', '.join(columns)}")
         content = Runs.empty(n) if content is None else content
@@ -220,9 +187,9 @@ class Trace:
         runs = gather_runs(self.content, self.content_offsets[:-1][chosen], self.content_offsets[1:][chosen])
         changes: dict[str, Any] = {
             name: getattr(self, name)[chosen]
-            for name in ("arrival_time", "input_length", "output_length", "delay", *INTEGERS)
+            for name in ("arrival_time", "input_length", "output_length", "delay", *DEFAULTS)
         }
-        for name in ("model", "tenant", "slo_class", "lora"):
+        for name in NAMES:
             column = getattr(self, name)
             changes[name] = Categorical(column.codes[chosen], column.names)
         if self.request_id is not None:
@@ -299,43 +266,6 @@ class Trace:
         """Sorted by arrival, equal ones as they were; a turn without arrival follows its session's last."""
         order = np.argsort(self._arrival_keys(), kind="stable")
         return self if np.array_equal(order, np.arange(len(self))) else self.select(order)
-
-
-def _integers(name: str, values: ArrayLike, n: int) -> Ints:
-    array = np.asarray(values)
-    if array.shape != (n,) or array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: must be {n} integers, got {array.dtype}{list(array.shape)}")
-    bad = array > MAX_LENGTH if name.endswith("length") or name == "max_tokens" else np.zeros(n, bool)
-    if name in LEAST:
-        bad = bad | (array < LEAST[name])
-    if bad.any():
-        where = int(bad.argmax())
-        most = f" and at most {MAX_LENGTH}" if name.endswith("length") else ""
-        allowed = f"must be at least {LEAST[name]}{most}"
-        raise InputError("trace", allowed, field=f"{name}[{where}]", value=int(array[where]))
-    return array.astype(np.int64)
-
-
-def _floats(name: str, values: ArrayLike, n: int) -> Floats:
-    array = np.array(values, np.float64)
-    if array.shape != (n,):
-        raise TypeError(f"{name}: must be {n} numbers, got {list(array.shape)}")
-    bad = (array < 0) | np.isinf(array)
-    if bad.any():
-        where = int(bad.argmax())
-        raise InputError(
-            "trace", "must be at least 0 and finite", field=f"{name}[{where}]", value=float(array[where])
-        )
-    return array
-
-
-def _categorical(name: str, values: Any, n: int) -> Categorical:
-    if values is None:
-        return Categorical.none(n)
-    column = values if isinstance(values, Categorical) else Categorical.of(values)
-    if len(column.codes) != n:
-        raise TypeError(f"{name}: must have {n} entries, got {len(column.codes)}")
-    return column
 
 
 def _check_content(content: Runs, input_length: Ints) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.workload import OUTPUT_ID_BASE, Runs, common_prefix, read_trace
-from simulator.workload.content import Blocks, compile_blocks, compile_runs
+from simulator.workload.content import Blocks
+from simulator.workload.merging import compile_blocks, compile_runs
 
 items = st.lists(
     st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 7, OUTPUT_ID_BASE]), st.integers(0, 4)), max_size=6),
