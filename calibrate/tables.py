@@ -9,7 +9,7 @@ becomes one measurement of one operator family, in the words of `simulator.stept
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 from hwprofiles import canonical_dtype
 from simulator.errors import InputError, UnknownNameError
 
-__all__ = ["COLUMNS", "digest", "read_folder", "read_table"]
+__all__ = ["COLUMNS", "digest", "read_folder", "read_table", "read_tables"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
@@ -60,6 +60,11 @@ def read_folder(folder: str | Path) -> Frames:
     paths = sorted(Path(folder).glob("*.csv"))
     if not paths:
         raise InputError(folder, "holds no CSV file")
+    return read_tables(paths)
+
+
+def read_tables(paths: Iterable[str | Path]) -> Frames:
+    """Measurements of all *paths*, by operator family."""
     parts: dict[str, list[pd.DataFrame]] = {}
     for path in paths:
         for family, frame in read_table(path).items():

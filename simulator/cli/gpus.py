@@ -1,0 +1,152 @@
+"""``sim gpus``: the devices there are, and what is known of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hwprofiles import HardwareProfile, Law
+
+__all__ = ["app"]
+
+app = typer.Typer(help="List the hardware profiles, or show one.", no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def gpus(context: typer.Context) -> None:
+    """List the hardware profiles: datasheet, price, and how many of the laws are fitted."""
+    if context.invoked_subcommand is None:
+        _print_list()
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="Name, alias or path of a profile.")],
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw laws against the roofline into this HTML file.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of measured tables, to draw the points too.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole profile as JSON.")] = False,
+) -> None:
+    """Show a profile: datasheet, laws with source, range, date and error, and laws against the roofline."""
+    from hwprofiles import load_profile
+
+    profile = load_profile(name)
+    if as_json:
+        typer.echo(json.dumps(profile.model_dump(mode="json"), indent=1))
+        return
+    _print_datasheet(profile)
+    _print_laws(profile.laws)
+    _print_curves(profile)
+    if plot is not None:
+        from simulator.cli.gpu_figure import draw_laws
+
+        draw_laws(profile, data, plot)
+        typer.echo(f"wrote {plot}")
+
+
+def _print_list() -> None:
+    from rich.table import Table
+
+    from hwprofiles import list_profiles, load_profile
+    from simulator.cli.console import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "aliases"):
+        table.add_column(heading)
+    for heading in ("bf16 TFLOP/s", "memory GB", "TB/s", "link GB/s", "$/h"):
+        table.add_column(heading, justify="right")
+    table.add_column("laws")
+    for name in list_profiles():
+        table.add_row(*_list_row(load_profile(name)))
+    console().print(table)
+
+
+def _list_row(profile: HardwareProfile) -> list[str]:
+    peak = profile.peak_flops.get("bf16", profile.peak_flops.get("fp16", 0.0))
+    price = "-" if profile.price_per_hour is None else f"{profile.price_per_hour:.2f}"
+    fitted = sum(law.source.kind in ("fitted", "measured") for law in profile.laws)
+    laws = f"{fitted} fitted" if fitted else f"scaled from {profile.relative}"
+    numbers = [
+        peak / 1e12,
+        profile.memory_bytes / 1e9,
+        profile.memory_bandwidth / 1e12,
+        profile.link_bandwidth / 1e9,
+    ]
+    texts = [f"{numbers[0]:.0f}", f"{numbers[1]:.0f}", f"{numbers[2]:.2f}", f"{numbers[3]:.0f}"]
+    return [profile.name, ", ".join(profile.aliases), *texts, price, laws]
+
+
+def _print_datasheet(profile: HardwareProfile) -> None:
+    sheet = profile.datasheet
+    peaks = ", ".join(f"{dtype} {value / 1e12:g}" for dtype, value in sheet.peak_flops.items())
+    link = f"NVLink {sheet.nvlink_bandwidth / 1e9:g} GB/s" if sheet.nvlink_bandwidth else "no NVLink"
+    typer.echo(
+        f"{profile.name} ({profile.vendor} {profile.architecture}); also: {', '.join(profile.aliases)}"
+    )
+    typer.echo(f"  peak       {peaks} TFLOP/s dense")
+    typer.echo(
+        f"  memory     {profile.memory_bytes / 1e9:.1f} GB visible, {sheet.memory_bandwidth / 1e12:g} TB/s"
+    )
+    typer.echo(f"  chip       {sheet.num_sms} SMs, L2 {sheet.l2_bytes / 2**20:g} MiB, {sheet.tdp_watts:g} W")
+    typer.echo(f"  links      {link}, PCIe {sheet.pcie_bandwidth / 1e9:g} GB/s, one direction")
+    if sheet.price is not None:
+        typer.echo(
+            f"  price      ${sheet.price.usd_per_hour:g}/h ({sheet.price.date or 'no date'}: {sheet.price.source})"
+        )
+    typer.echo(f"  source     {sheet.source}")
+    typer.echo(f"  confidence {sheet.confidence}")
+    for note in sheet.notes:
+        typer.echo(f"  note       {note}")
+    host = profile.host
+    typer.echo(f"  host       {host.per_step_s * 1e6:g} us per step ({host.source.kind}: {host.source.text})")
+    typer.echo(f"  {profile.provenance}")
+
+
+def _print_laws(laws: list[Law]) -> None:
+    from rich.table import Table
+
+    from simulator.cli.console import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("law", "kind", "held-out error", "knots", "coefficients", "range", "date", "source"):
+        table.add_column(heading)
+    for law in sorted(laws, key=lambda law: (law.source.kind not in ("fitted", "measured"), law.key)):
+        error = (
+            "-" if law.held_out is None else f"{100 * law.held_out.mean_ape:.1f} % ({law.held_out.rows} rows)"
+        )
+        numbers = " ".join(f"{name}={value:.3g}" for name, value in law.coefficients.items())
+        span = " ".join(f"{name} {low:g}..{high:g}" for name, (low, high) in law.range.items())
+        knots = str(len(law.residual.values)) if law.residual else "-"
+        name = "/".join(filter(None, law.key))
+        table.add_row(
+            name, law.source.kind, error, knots, numbers, span, law.source.date or "-", law.source.text
+        )
+    console().print(table)
+
+
+CURVES = (("gemm bf16 4096x4096", 4096, 4096), ("gemm bf16 14336x4096", 14336, 4096))
+WIDTH = 40
+"""Characters of a bar that stands for the whole roofline."""
+
+
+def _print_curves(profile: HardwareProfile) -> None:
+    """Share of the roofline that a product reaches, over the number of tokens."""
+    from simulator.steptime.laws import LawSet
+
+    law = LawSet.from_profile(profile).bound("gemm", "bf16")
+    for title, n, k in CURVES:
+        typer.echo(f"{title}: law against its roofline")
+        for exponent in range(0, 15, 2):
+            m = 2**exponent
+            seconds, floor = float(law(m, n, k)), float(law.floor(m, n, k))
+            bar = "#" * round(WIDTH * floor / seconds)
+            typer.echo(f"  m {m:6d} {seconds * 1e6:9.1f} us |{bar:<{WIDTH}}| {100 * floor / seconds:3.0f} %")
