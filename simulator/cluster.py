@@ -67,6 +67,7 @@ class Cluster:
         num_replicas: int = 1,
         router: str = "round-robin",
         stepped: bool = False,
+        horizon: float = math.inf,
     ) -> None:
         if router not in ROUTERS:
             raise UnknownNameError("router", router, ROUTERS)
@@ -79,7 +80,7 @@ class Cluster:
         sources = self._sources(trace, max_tokens, num_replicas)
         self.replicas = [
             Replica(
-                env, make_scheduler(), steptime, s, outputs, self.records, index=i, stepped=stepped, open=self._closed
+                env, make_scheduler(), steptime, s, outputs, self.records, index=i, stepped=stepped, open=self._closed, horizon=horizon
             )
             for i, s in enumerate(sources)
         ]

@@ -30,6 +30,8 @@ __all__ = ["Replica"]
 
 ARRIVAL_TOLERANCE = 1e-9
 """Relative. An arrival this close after the end of an iteration counts as before it."""
+RUN_AHEAD = 64
+"""Decisions that a replica with its own arrivals takes before it lets the SimPy clock catch up."""
 WITH_FIRST = -2
 """``decode_end`` of a sequence whose next token, the one its last prompt chunk yields, is its last."""
 
@@ -52,6 +54,7 @@ class Replica:
         index: int = 0,
         stepped: bool = False,
         open: bool = False,
+        horizon: float = math.inf,
     ) -> None:
         self.env = env
         self.scheduler = scheduler
@@ -61,6 +64,8 @@ class Replica:
         self.records = records
         self.index = index
         self.stepped = stepped
+        self.horizon = horizon
+        """When the run is cut off, s: beyond it nothing may be done before its time."""
         self.open = open
         """Whether requests may be delivered at any time, so that what the source knows now is not all."""
         self.itl = InterTokenLatency()
@@ -88,45 +93,51 @@ class Replica:
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
-        schedule, depth, timeout = scheduler.schedule, scheduler.depth, env.timeout
+        schedule, levels, depth, timeout = scheduler.schedule, scheduler.levels, scheduler.depth, env.timeout
+        step_seconds = self.steptime.seconds
+        now, ahead = env.now, 0
         while True:
-            now = env.now
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
                 self._receive(now)
-            wait = None
+            batch = None
             while len(inflight) < depth:
                 batch = schedule(now)
                 if batch is None or batch.__class__ is Wait:
-                    wait = batch
                     break
                 if batch.prefills or batch.joining or batch.preempted or batch.stalled or batch.rejected:
                     self._begin(batch, now)
                 inflight.append(batch)
             if not inflight:
                 self._note_idle(now)
-                until = source.next_time if wait is None else min(wait.until, source.next_time)
+                until = source.next_time if batch is None else min(batch.until, source.next_time)
                 if until == math.inf and not self.open:
                     return
-                yield from self._rest(until - now)
+                yield from self._rest(until - env.now)
+                now = env.now if self.open else until
                 continue
             batch = inflight.popleft()
-            levels = scheduler.levels()
-            seconds = self._step_seconds(batch)
-            if batch.repeatable and not self.stepped and (n := self._repeats(batch, seconds, now)) > 1:
+            level = levels()
+            if batch.repeatable:
+                seconds = step_seconds(batch.num_decodes, batch.decode_context)
+                n = 1 if self.stepped else self._repeats(batch, seconds, now)
+            else:
+                seconds, n = self._step_seconds(batch), 1
+            if n > 1:
                 durations = self._durations(batch, now, n)
                 if self.open:
                     durations = yield from self._sleep(durations)
-                    seconds = math.fsum(durations)
-                else:
-                    seconds = math.fsum(durations)
-                    yield timeout(seconds)
-                self._advance(batch, len(durations) - 1)
+                seconds, n = math.fsum(durations), len(durations)
+                self._advance(batch, n - 1)
                 self._note_gaps(batch, durations, now)
-                self._note(batch, now, seconds, len(durations), levels)
-            else:
-                self._note(batch, now, seconds, 1, levels)
+            elif self.open:
                 yield timeout(seconds)
-            self._complete(batch, env.now)
+            self._note(batch, now, seconds, n, level)
+            now += seconds
+            ahead += 1
+            if not self.open and (ahead > RUN_AHEAD or now > self.horizon):
+                ahead = 0  # nobody can tell this replica anything it does not know: it may run ahead of the clock
+                yield timeout(now - env.now)
+            self._complete(batch, now)
 
     def _rest(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         """Idle for *seconds*, or until a request is delivered."""
@@ -321,7 +332,8 @@ class Replica:
             self._first_token(request, now, ended)
         for request in ended:
             self._leave(request, now)
-        self.scheduler.commit(batch, ended, now)
+        if ended or not self.scheduler.quiet:
+            self.scheduler.commit(batch, ended, now)
 
     def _suspend(self, request: Request) -> None:
         # One whose last token was in flight when it lost its blocks has ended meanwhile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,7 @@ def simulate(
         num_replicas=resolved.deployment.num_replicas,
         router=resolved.deployment.router,
         stepped=stepped,
+        horizon=math.inf if until is None else until,
     )
     _run(env, cluster, trace, progress, until)
     itl = cluster.replicas[0].itl

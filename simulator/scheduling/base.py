@@ -121,6 +121,8 @@ class Scheduler(ABC):
 
     depth = 1
     """Batches in flight at most."""
+    quiet = False
+    """Whether `commit` has nothing to do for a batch in which nothing ended."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 

@@ -25,38 +25,37 @@ class Request:
     a later prompt may name this request's output. *arrival_time* is in seconds of the driver's clock.
     """
 
-    __slots__ = (
-        "adapter",
-        "arrival_time",
-        "base",
-        "cached_tokens",
-        "computed",
-        "content",
-        "deadline",
-        "decode_end",
-        "generated",
-        "group",
-        "held",
-        "id",
-        "ignore_eos",
-        "index",
-        "max_tokens",
-        "n",
-        "num_blocks",
-        "num_preemptions",
-        "order",
-        "output_id",
-        "own_node",
-        "payload",
-        "phase",
-        "priority",
-        "prompt_length",
-        "registered",
-        "state",
-        "status",
-        "target",
-        "ticket",
-    )
+    # What most requests never change is a class attribute: making a request is on the simulator's hot path.
+    status = "waiting"
+    generated = 0
+    """Output tokens known so far; while the request is in a `DecodeSet` it is derived, see there."""
+    computed = 0
+    """Tokens whose KV exists or is being computed by a scheduled batch."""
+    num_blocks = 0
+    registered = 0
+    """Leading blocks whose content is registered in the prefix cache."""
+    num_preemptions = 0
+    cached_tokens = 0
+    """Tokens found in the prefix cache at the latest admission."""
+    order = 0
+    base = 0
+    phase = -1
+    """Residue class in the `DecodeSet`; negative outside it."""
+    decode_end = -1
+    ticket = -1
+    """The executor's: the count of decode iterations with which the request ends, and which note of it holds."""
+    own_node: Any = None
+    group: Any = None
+    deadline: float | None = None
+    state: Any = None
+    """A policy's own notes about this request."""
+    payload: Any = None
+    """The executor's notes: token ids in the engine, record columns in the simulator."""
+    content: Content = ()
+    output_id: int | None = None
+    adapter: str | None = None
+    ignore_eos = False
+    """Whether the client asked for exactly `max_tokens` tokens."""
 
     def __init__(
         self,
@@ -76,41 +75,21 @@ class Request:
         self.id = id
         self.index = index
         self.prompt_length = prompt_length
+        self.target = prompt_length
+        """Tokens to compute before the next one can be sampled: the prompt, after a preemption also the output."""
         self.max_tokens = max_tokens
         self.arrival_time = arrival_time
         self.priority = priority
         self.n = n
-        self.content = content
-        self.output_id = output_id
-        self.adapter = adapter
-        self.ignore_eos = ignore_eos
-        """Whether the client asked for exactly `max_tokens` tokens."""
-        self.status = WAITING
-        self.generated = 0
-        """Output tokens known so far; while the request is in a `DecodeSet` it is derived, see there."""
-        self.computed = 0
-        """Tokens whose KV exists or is being computed by a scheduled batch."""
-        self.target = prompt_length
-        """Tokens to compute before the next one can be sampled: the prompt, after a preemption also the output."""
-        self.num_blocks = 0
-        self.num_preemptions = 0
-        self.cached_tokens = 0
-        """Tokens found in the prefix cache at the latest admission."""
-        self.order = 0
-        self.base = 0
-        self.phase = -1
-        self.decode_end = -1
-        self.ticket = -1
-        """The executor's: the count of decode iterations with which the request ends, and which note of it holds."""
         self.held: list[Any] = []
-        self.registered = 0
-        self.own_node: Any = None
-        self.group: Any = None
-        self.deadline: float | None = None
-        self.state: Any = None
-        """A policy's own notes about this request."""
-        self.payload: Any = None
-        """The executor's notes: token ids in the engine, record columns in the simulator."""
+        if content:
+            self.content = content
+        if output_id is not None:
+            self.output_id = output_id
+        if adapter is not None:
+            self.adapter = adapter
+        if ignore_eos:
+            self.ignore_eos = True
 
     def __repr__(self) -> str:
         return f"Request({self.id!r}, prompt={self.prompt_length}, computed={self.computed}, {self.status})"

@@ -64,6 +64,8 @@ class VllmV1(Scheduler):
     free when a request is admitted beside others. With *async_scheduling* a step is decided while the last one runs.
     """
 
+    quiet = True
+
     def __init__(
         self,
         *,
