@@ -73,9 +73,11 @@ def read_trace(
     _check_choice("session_context", session_context, (None, "full", "delta"))
     source = Source(path, columns)
     importer = find_format(source, format)
-    options = Options(time_unit, block_size, session_context, characters_per_token)
+    options = Options(time_unit, block_size, characters_per_token)
     rows = Rows.of(source)
     draft = importer.read(rows, options)
+    if session_context is not None:
+        draft.accumulates = session_context == "delta"
     _settle_zero_outputs(rows, draft, importer, zero_output)
     timed = draft.time is not None and not bool(np.isnan(draft.time).all())
     if not timed and request_rate is None:
@@ -88,13 +90,26 @@ def read_trace(
         trace = _with_poisson_starts(trace, request_rate, generator)
     if spread == "uniform":
         trace = spread_uniform(trace, generator)
+    return _cut_and_stretched(trace, window, limit, time_scale, request_rate if timed else None)
+
+
+def _cut_and_stretched(
+    trace: Trace,
+    window: tuple[float, float] | None,
+    limit: int | None,
+    time_scale: float | None,
+    request_rate: float | None,
+) -> Trace:
+    """The part that is asked for at the pace that is asked for, with what was done in `meta`."""
     if window is not None:
-        trace = trace.window(*window)
+        trace = trace.window(*window).with_meta(window_s=[str(bound) for bound in window])
     if limit is not None:
-        trace = trace.limit(limit)
+        trace = trace.limit(limit).with_meta(limit=limit)
     if time_scale is not None:
-        trace = trace.scaled(time_scale)
-    return trace if request_rate is None or not timed else trace.with_request_rate(request_rate)
+        trace = trace.scaled(time_scale).with_meta(time_scale=time_scale)
+    if request_rate is not None:
+        trace = trace.with_request_rate(request_rate).with_meta(request_rate=str(request_rate))
+    return trace
 
 
 def _check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

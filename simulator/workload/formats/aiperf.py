@@ -25,12 +25,10 @@ def recognises(head: Head) -> bool:
 
 
 def read(rows: Rows, options: Options) -> Draft:
-    """Turns add to their session unless `session_context` is 'full'."""
+    """As canonical, with lengths of texts where there are no lengths."""
     if rows.has("text_input") and not rows.has("input_length"):
         rows.columns["input_length"] = text_lengths(rows, "text_input", rows.objects("text_input"), options)
-    draft = canonical.read(rows, options)
-    draft.accumulates = options.session_context != "full"
-    return draft
+    return canonical.read(rows, options)
 
 
 FORMAT = Format("aiperf", "aiperf JSONL with sessions (ms, delays, turns that add up)", recognises, read)

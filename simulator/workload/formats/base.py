@@ -27,7 +27,6 @@ class Options:
 
     time_unit: str | None = None
     block_size: int | None = None
-    session_context: str | None = None
     characters_per_token: float | None = None
 
 

@@ -36,7 +36,7 @@ def recognises(head: Head) -> bool:
 
 
 def read(rows: Rows, options: Options) -> Draft:
-    """All columns; lengths of later turns are whole prompts unless `session_context` is 'delta'."""
+    """All columns; lengths of later turns are whole prompts where the file numbers its turns."""
     draft = timed_lengths(rows)
     certain = any(rows.has(key) for key in OWN_KEYS) or draft.time is None or whole(draft.time)
     why = "fractional timestamps may be s or ms"
@@ -46,7 +46,7 @@ def read(rows: Rows, options: Options) -> Draft:
         draft.block_size = BLOCK_SIZE if options.block_size is None else options.block_size
         draft.content = block_runs(rows, "hash_ids", draft.input_length, draft.block_size)
     draft.columns = optional_columns(rows)
-    draft.accumulates = options.session_context == "delta"
+    draft.accumulates = rows.has("session_id") and not rows.has("turn")  # aiperf's sessions
     return draft
 
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.workload import OUTPUT_ID_BASE, Runs, common_prefix, read_trace
 from simulator.workload.content import Blocks
 from simulator.workload.merging import compile_blocks, compile_runs
 
+quick = settings(deadline=None)
 items = st.lists(
     st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 7, OUTPUT_ID_BASE]), st.integers(0, 4)), max_size=6),
     min_size=1,
@@ -38,6 +39,7 @@ def leading(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> int:
     return shared
 
 
+@quick
 @given(items)
 def test_compiling_keeps_every_common_prefix(prompts: list[list[tuple[int, int]]]) -> None:
     prompts = [[item for item in prompt if item[1]] for prompt in prompts]
@@ -51,6 +53,7 @@ def test_compiling_keeps_every_common_prefix(prompts: list[list[tuple[int, int]]
             )
 
 
+@quick
 @given(items)
 def test_an_id_names_everything_before_it(prompts: list[list[tuple[int, int]]]) -> None:
     runs = compile_runs(csr(prompts))
@@ -63,6 +66,7 @@ def test_an_id_names_everything_before_it(prompts: list[list[tuple[int, int]]]) 
                 assert before.setdefault(name, chain[:place]) == chain[:place]
 
 
+@quick
 @given(items)
 def test_outputs_keep_their_ids_and_tokens(prompts: list[list[tuple[int, int]]]) -> None:
     runs = compile_runs(csr(prompts))
@@ -72,6 +76,7 @@ def test_outputs_keep_their_ids_and_tokens(prompts: list[list[tuple[int, int]]])
     ]
 
 
+@quick
 @given(items)
 def test_totals_stay(prompts: list[list[tuple[int, int]]]) -> None:
     runs = compile_runs(csr(prompts))
@@ -79,6 +84,7 @@ def test_totals_stay(prompts: list[list[tuple[int, int]]]) -> None:
         assert runs.tokens[runs.offsets[row] : runs.offsets[row + 1]].sum() == sum(n for _, n in prompt)
 
 
+@quick
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.integers(1, 4)),

@@ -94,6 +94,16 @@ def test_aiperf_turns_add_to_their_session(write) -> None:
     ]
 
 
+def test_sessions_that_start_later_in_the_file_add_up_too(write) -> None:
+    text = (
+        '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]}\n'
+        '{"timestamp": 1, "input_length": 3, "output_length": 4, "session_id": "a"}\n'
+        '{"delay": 9, "input_length": 2, "output_length": 4, "session_id": "a"}\n'
+    )
+    trace = read_trace(write(text))
+    assert trace.input_length.tolist() == [5, 3, 9] and trace.session.tolist() == [-1, 0, 0]
+
+
 def test_aiperf_turns_may_be_said_to_be_whole(write) -> None:
     text = '{"session_id": "a", "timestamp": 0, "input_length": 3, "output_length": 4}\n' * 2
     assert read_trace(write(text), session_context="full").input_length.tolist() == [3, 3]
