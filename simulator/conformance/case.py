@@ -16,6 +16,7 @@ __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 
 REPLAYS = {
     "sglang-0.5.23": "sglang",
+    "lightllm-fc72ffab": "lightllm",
     "vllm-0.33": "vllm_v1",
     "vllm-0.11": "vllm_v1",
     "vllm-0.2.7": "vllm_027",
