@@ -83,24 +83,13 @@ class Trace:
         n = len(np.atleast_1d(np.asarray(input_length)))
         if n == 0:
             raise InputError("trace", "must hold at least one request")
-        filled: dict[str, Any] = {"arrival_time": floats("arrival_time", arrival_time, n)}
-        filled["input_length"] = integers("input_length", input_length, n)
-        filled["output_length"] = integers("output_length", output_length, n)
-        filled["delay"] = floats("delay", np.zeros(n) if delay is None else delay, n)
-        for name, default in DEFAULTS.items():
-            filled[name] = integers(name, columns.pop(name, np.full(n, default)), n)
-        for name in NAMES:
-            filled[name] = categorical(name, columns.pop(name, None), n)
-        if columns:
-            raise TypeError(f"unknown columns: {', '.join(columns)}")
+        known = {"input_length": input_length, "output_length": output_length, **columns}
+        filled = _filled(n, arrival_time, delay, known)
         content = Runs.empty(n) if content is None else content
         _check_content(content, filled["input_length"])
-        ids = None if request_id is None else list(request_id)
-        if ids is not None and ids == [f"r{i}" for i in range(n)]:
-            ids = None
         trace = cls(
             **filled,
-            request_id=ids,
+            request_id=_own_names(request_id, n),
             content_offsets=content.offsets,
             content_ids=content.ids,
             content_tokens=content.tokens,
@@ -108,8 +97,7 @@ class Trace:
             meta=dict(meta or {}),
         )
         _check_sessions(trace)
-        trace = trace.with_meta(inversions=trace.inversions())
-        return trace.in_arrival_order()
+        return trace.with_meta(inversions=trace.inversions()).in_arrival_order()
 
     def __post_init__(self) -> None:
         if self.max_concurrency is not None and self.max_concurrency < 1:
@@ -266,6 +254,33 @@ class Trace:
         """Sorted by arrival, equal ones as they were; a turn without arrival follows its session's last."""
         order = np.argsort(self._arrival_keys(), kind="stable")
         return self if np.array_equal(order, np.arange(len(self))) else self.select(order)
+
+
+def _filled(
+    n: int, arrival_time: ArrayLike, delay: ArrayLike | None, known: dict[str, Any]
+) -> dict[str, Any]:
+    """All columns but content and ids, checked, with defaults for those that are not *known*."""
+    filled: dict[str, Any] = {
+        "arrival_time": floats("arrival_time", arrival_time, n),
+        "delay": floats("delay", np.zeros(n) if delay is None else delay, n),
+    }
+    for name in ("input_length", "output_length", *DEFAULTS):
+        filled[name] = integers(name, known.pop(name, np.full(n, DEFAULTS.get(name, 0))), n)
+    for name in NAMES:
+        filled[name] = categorical(name, known.pop(name, None), n)
+    if known:
+        raise TypeError(f"unknown columns: {', '.join(known)}")
+    return filled
+
+
+def _own_names(request_id: Sequence[str] | None, n: int) -> list[str] | None:
+    """The ids as a list, or None where they are what a trace without ids would have."""
+    if request_id is None:
+        return None
+    ids = list(request_id)
+    if len(ids) != n:
+        raise TypeError(f"request_id: must have {n} entries, got {len(ids)}")
+    return None if ids == [f"r{i}" for i in range(n)] else ids
 
 
 def _check_content(content: Runs, input_length: Ints) -> None:

@@ -73,30 +73,26 @@ def content_runs(rows: Rows, input_length: NDArray[np.int64]) -> Runs | None:
     """The runs written by `Trace.to_jsonl`."""
     if not rows.has("content_ids"):
         return None
-    ids, tokens = rows.objects("content_ids"), rows.objects("content_tokens")
-    flat_ids: list[int] = []
-    flat_tokens: list[int] = []
-    counts = np.zeros(rows.count, np.int64)
-    for row, (row_ids, row_tokens) in enumerate(zip(ids, tokens)):
-        for name, values, least in (("content_ids", row_ids, -rows.count), ("content_tokens", row_tokens, 1)):
-            check_list(rows, row, name, values, least)
-        if len(row_ids or ()) != len(row_tokens or ()):
-            raise rows.error(
-                row,
-                "content_tokens",
-                row_tokens,
-                f"must have {len(row_ids or ())} entries as content_ids has",
-            )
-        if sum(row_tokens or ()) > input_length[row]:
-            raise rows.error(
-                row, "content_tokens", row_tokens, f"must sum to at most input_length {input_length[row]}"
-            )
-        flat_ids += row_ids or ()
-        flat_tokens += row_tokens or ()
-        counts[row] = len(row_ids or ())
-    named = np.array(flat_ids, np.int64)
-    named = np.where(named < 0, OUTPUT_ID_BASE - 1 - named, named)
-    return Runs(np.concatenate(([0], np.cumsum(counts))), named, np.array(flat_tokens, np.int64))
+    pairs = list(zip(rows.objects("content_ids"), rows.objects("content_tokens")))
+    for row, (ids, tokens) in enumerate(pairs):
+        check_runs(rows, row, ids, tokens, int(input_length[row]))
+    named = np.array([name for ids, _ in pairs for name in ids or ()], np.int64)
+    return Runs(
+        np.concatenate(([0], np.cumsum([len(ids or ()) for ids, _ in pairs]))).astype(np.int64),
+        np.where(named < 0, OUTPUT_ID_BASE - 1 - named, named),
+        np.array([count for _, tokens in pairs for count in tokens or ()], np.int64),
+    )
+
+
+def check_runs(rows: Rows, row: int, ids: Any, tokens: Any, input_length: int) -> None:
+    """As many ids as token counts, which fit the prompt."""
+    check_list(rows, row, "content_ids", ids, -rows.count)
+    check_list(rows, row, "content_tokens", tokens, 1)
+    n = len(ids or ())
+    if n != len(tokens or ()):
+        raise rows.error(row, "content_tokens", tokens, f"must have {n} entries as content_ids has")
+    if sum(tokens or ()) > input_length:
+        raise rows.error(row, "content_tokens", tokens, f"must sum to at most input_length {input_length}")
 
 
 def check_list(rows: Rows, row: int, name: str, values: Any, least: int) -> None:
