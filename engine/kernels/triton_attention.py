@@ -1,4 +1,5 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: N803  (compile-time arguments are in capitals, as is the custom)
 """Attention over pages in Triton: the same algorithms as the CUDA form, with tiles as values.
 
 Decode is split over the context and merged, with a KV head's query group as the rows of one product;
@@ -31,7 +32,8 @@ def chunk_of(tokens, num_splits, min_chunk, TILE: tl.constexpr):
 
 @triton.jit
 def decode_kernel(
-    out, partial, log_sum, q, k_cache, v_cache, block_table, context_lens, scale_log2, heads, kv_heads, block_size,
+    out, partial, log_sum, q, k_cache, v_cache, block_table, context_lens, scale_log2, heads, kv_heads,
+    block_size,
     max_blocks, q_stride, num_splits, min_chunk, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +105,7 @@ def merge_kernel(
         total = 0.0
         value = tl.zeros((WIDTH,), tl.float32)
         for split in range(splits):
-            at = split.to(tl.int64) * rows + row
+            at = row.to(tl.int64) + split * rows
             weight = tl.exp2(tl.load(log_sum + at) - maximum)
             total += weight
             value += weight * tl.load(partial + at * DIM + column, mask=column < DIM, other=0.0)
@@ -113,7 +115,8 @@ def merge_kernel(
 
 @triton.jit
 def attend(
-    value, maximum, total, queries, k_cache, v_cache, table, last, begin, end, head, block_size, kv_heads, scale_log2,
+    value, maximum, total, queries, k_cache, v_cache, table, last, begin, end, head, block_size,
+    kv_heads, scale_log2,
     window, MASKED: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One walk over KV rows *begin* to *end*; row *i* may see up to position ``last[i]``."""
@@ -178,11 +181,13 @@ def prefill_kernel(
         total = tl.zeros((ROWS,), tl.float32)
         value = tl.zeros((ROWS, WIDTH), tl.float32)
         value, maximum, total = attend(
-            value, maximum, total, queries, k_cache, v_cache, table, last, begin, whole, head, block_size, kv_heads,
+            value, maximum, total, queries, k_cache, v_cache, table, last, begin, whole, head,
+            block_size, kv_heads,
             scale_log2, window, False, DIM, WIDTH, TILE,
         )  # fmt: skip
         value, maximum, total = attend(
-            value, maximum, total, queries, k_cache, v_cache, table, last, whole, end, head, block_size, kv_heads,
+            value, maximum, total, queries, k_cache, v_cache, table, last, whole, end, head, block_size,
+            kv_heads,
             scale_log2, window, True, DIM, WIDTH, TILE,
         )  # fmt: skip
         target = out + (start + token).to(tl.int64)[:, None] * (heads * DIM) + within

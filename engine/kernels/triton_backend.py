@@ -1,4 +1,4 @@
-"""The Triton form of the operators: for a GPU without nvcc, for fp32, and, interpreted, for tests on a CPU."""
+"""The Triton form of the operators: for a GPU without nvcc, for fp32, and interpreted on a CPU in tests."""
 
 from __future__ import annotations
 

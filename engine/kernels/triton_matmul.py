@@ -1,4 +1,5 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: N803  (compile-time arguments are in capitals, as is the custom)
 """Products with weights of int8 and int4 in Triton: unpacked in registers, so that memory moves the few
 bits only.
 

@@ -1,4 +1,5 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: N803  (compile-time arguments are in capitals, as is the custom)
 """From logits to a token in Triton: thresholds instead of a sort, mass in integers, one program per row.
 
 As in the CUDA form, top-k and top-p are thresholds on the order-preserving bits of a logit, found here bit
@@ -14,7 +15,12 @@ from torch import Tensor
 
 __all__ = ["draw", "process_logits"]
 
-TILE = 4096
+MAX_TILE = 4096
+
+
+def tile_of(vocabulary: int) -> int:
+    """Logits that a program looks at together."""
+    return min(MAX_TILE, max(128, 1 << (vocabulary - 1).bit_length()))
 
 
 @triton.jit
@@ -62,8 +68,8 @@ def cut(row, vocabulary, maximum, wanted, BY_MASS: tl.constexpr, TILE: tl.conste
 
 @triton.jit
 def process_kernel(
-    out, logits, vocabulary, stride, temperature, top_k, top_p, min_p, repetition, presence, frequency, prompt, counts,
-    TILE: tl.constexpr,
+    out, logits, vocabulary, stride, temperature, top_k, top_p, min_p, repetition, presence, frequency,
+    prompt, counts, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (row). Absent parameters are None."""
     index = tl.program_id(0).to(tl.int64)
@@ -168,7 +174,7 @@ def process_logits(
     if rows:
         process_kernel[(rows,)](
             out, logits, vocabulary, logits.stride(0), floats[0], as_type(top_k, torch.int32), *floats[1:],
-            as_type(prompt, torch.int8), as_type(counts, torch.int32), TILE=TILE, num_warps=8,
+            as_type(prompt, torch.int8), as_type(counts, torch.int32), TILE=tile_of(vocabulary), num_warps=8,
         )  # fmt: skip
     return out
 
@@ -179,7 +185,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
         wide = logits.float().contiguous()
-        draw_kernel[(rows,)](tokens, wide, vocabulary, uniforms, TILE=TILE, num_warps=8)
+        draw_kernel[(rows,)](tokens, wide, vocabulary, uniforms, TILE=tile_of(vocabulary), num_warps=8)
     return tokens
 
 

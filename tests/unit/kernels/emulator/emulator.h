@@ -3,7 +3,8 @@
 // Each CUDA thread is a fiber with its own stack. Fibers take turns; they give way where a GPU's threads wait for
 // each other: barriers, shuffles, matrix loads and tensor-core products. Blocks run one after another. What a GPU does
 // asynchronously is delayed as long as the program allows: an asynchronous copy happens when it is waited for and not
-// before, and shared memory starts as NaN, so a missing wait or barrier shows as a wrong result. The layouts of
+// before, or, on request, at once, which shows a copy that overwrites what others still read. Shared memory starts as
+// NaN. So a missing wait or barrier shows as a wrong result. The layouts of
 // fragments follow the PTX ISA (mma.m16n8k16, ldmatrix), written here from its tables and not from the kernels.
 #pragma once
 
@@ -142,6 +143,12 @@ struct Block {
 };
 
 inline Block* block = nullptr;
+inline bool eager = false;                  // copies happen when they are issued
+
+inline void perform(const Copy& copy) {
+    if (copy.valid) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
+}
 
 inline void give_way() {
     Fiber* self = block->current;
@@ -212,6 +219,8 @@ inline void run_block(Block& b) {
 
 }  // namespace emulator
 
+extern "C" __attribute__((used)) inline void emulate_eager_copies(int yes) { emulator::eager = yes != 0; }
+
 inline void __syncthreads() { emulator::arrive(emulator::block->all, emulator::block->fibers.size()); }
 inline void __syncwarp(unsigned = ~0u) { emulator::arrive(emulator::block->warps[emulator::warp()], emulator::LANES); }
 
@@ -243,7 +252,8 @@ inline unsigned atomicMax(unsigned* place, unsigned value) {
 }
 
 inline void copy_async(void* to, const void* from, bool valid) {
-    emulator::block->current->open.push_back({to, from, valid});
+    if (emulator::eager) emulator::perform({to, from, valid});
+    else emulator::block->current->open.push_back({to, from, valid});
 }
 inline void copy_commit() {
     auto& fiber = *emulator::block->current;
@@ -253,10 +263,7 @@ inline void copy_commit() {
 template <int Pending> void copy_wait() {
     auto& groups = emulator::block->current->groups;
     for (; groups.size() > Pending; groups.pop_front())
-        for (const auto& copy : groups.front()) {
-            if (copy.valid) std::memcpy(copy.to, copy.from, 16);
-            else std::memset(copy.to, 0, 16);
-        }
+        for (const auto& copy : groups.front()) emulator::perform(copy);
 }
 
 inline uint32_t pair_at(uint64_t row, int column) {
@@ -303,17 +310,18 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
                    Arguments... arguments) {
     gridDim = grid;
     blockDim = dim3(threads);
+    emulator::Block b;
+    b.fibers = std::vector<emulator::Fiber>(threads);
+    b.warps.resize(threads / emulator::LANES);
+    b.slots.resize(threads / emulator::LANES);
+    b.shared.resize(shared_bytes + 128);
+    b.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
+    for (int i = 0; i < threads; ++i) b.fibers[i].thread = i;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
             for (unsigned x = 0; x < grid.x; ++x) {
-                emulator::Block b;
-                b.fibers = std::vector<emulator::Fiber>(threads);
-                b.warps.resize(threads / emulator::LANES);
-                b.slots.resize(threads / emulator::LANES);
-                b.shared.resize(shared_bytes + 128);
-                b.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
-                for (int i = 0; i < threads; ++i) b.fibers[i].thread = i;
                 blockIdx = dim3(x, y, z);
+                for (auto& fiber : b.fibers) fiber.started = fiber.done = false;
                 emulator::run_block(b);
             }
     return cudaSuccess;

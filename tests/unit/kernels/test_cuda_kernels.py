@@ -1,0 +1,148 @@
+"""The CUDA form without a GPU: compiled without register spills, right when emulated, refused by the loader."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from engine.kernels import build as building  # noqa: E402
+from engine.kernels import get_kernels  # noqa: E402
+from engine.kernels.conformance import checks  # noqa: E402
+from engine.kernels.library import SIGNATURES  # noqa: E402
+from simulator.errors import ConfigurationError  # noqa: E402
+
+NVCC = building.find_nvcc()
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+
+
+@pytest.fixture(params=["late", "early"])
+def kernels(request, emulated):
+    """Asynchronous copies as late as allowed, then as early as allowed."""
+    copies = ctypes.CDLL(str(emulated.library.path)).emulate_eager_copies
+    copies(int(request.param == "early"))
+    yield emulated
+    copies(0)
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in checks()])
+def test_emulated_form_conforms(kernels, check):
+    check(kernels, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "rope", "silu_mul", "process_logits", "kv_write"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_emulated_form_conforms_in_other_dtypes(emulated, name, dtype):
+    dict(checks())[name](emulated, dtype)
+
+
+def test_emulated_draw_is_the_torch_forms(emulated):
+    """The same seed gives the same token whatever the kernels are written in."""
+    logits = torch.randn(50, 3000, generator=torch.Generator().manual_seed(2))
+    seeds, steps = torch.arange(50) * 977, torch.arange(50)
+    expected = get_kernels("cpu", backend="torch").draw(logits, seeds, steps)
+    assert torch.equal(emulated.draw(logits, seeds, steps), expected)
+
+
+def test_unsupported_shapes_are_refused(emulated):
+    q, cache = torch.zeros(1, 2, 80, dtype=torch.float16), torch.zeros(1, 16, 2, 80, dtype=torch.float16)
+    lens = torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ConfigurationError, match="head_dim 80: the CUDA kernels have 64, 96, 128, 256"):
+        emulated.decode_attention(q, q, cache, cache, lens[:, None], lens, 1.0)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The compiler's report for the two architectures, and the library."""
+    output = tmp_path_factory.mktemp("cuda") / "kernels.so"
+    command = building.command(NVCC, building.ARCHITECTURES, output, "-Xptxas", "-v")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:2000]
+    return done.stderr, output
+
+
+@needs_nvcc
+def test_compiles_without_register_spills(compiled):
+    report, _ = compiled
+    kernels = re.findall(r"Compiling entry function '(\S+)' for '(sm_\d+)'", report)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert {architecture for _, architecture in kernels} == {"sm_80", "sm_90"}
+    assert len(spills) == len(kernels) >= 2 * 40
+    spilled = [name for (name, _), counts in zip(kernels, spills, strict=True) if counts != ("0", "0")]
+    assert not spilled
+
+
+@needs_nvcc
+def test_attention_kernels_leave_room_for_two_blocks(compiled):
+    """65,536 registers hold two blocks of 128 threads at up to 255 registers each."""
+    report, _ = compiled
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 255
+
+
+@needs_nvcc
+def test_library_exports_what_the_binding_declares(compiled):
+    library = ctypes.CDLL(str(compiled[1]))
+    assert all(hasattr(library, name) for name in SIGNATURES)
+
+
+@needs_nvcc
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_launch_without_a_driver_is_an_error_not_a_crash(compiled):
+    from engine.kernels.library import Library
+
+    with pytest.raises(RuntimeError, match=r"copy_blocks: CUDA error \d+"):
+        Library(compiled[1]).call("copy_blocks", 0, 0, 0, 0, 1, 16, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_cuda_form_is_refused_without_a_device():
+    with pytest.raises(ConfigurationError, match="kernels 'cuda' cannot run here: cpu device"):
+        get_kernels("cpu", torch.bfloat16, "cuda")
+
+
+def test_build_is_cached_by_content(tmp_path, monkeypatch):
+    """A stand-in for nvcc counts its calls: one build per flags, and a changed source builds again."""
+    fake = tmp_path / "bin" / "nvcc"
+    fake.parent.mkdir()
+    log = tmp_path / "log"
+    fake.write_text(
+        '#!/bin/sh\necho "$@" >>'
+        + str(log)
+        + '\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done\n'
+    )
+    fake.chmod(0o755)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.cu").write_text("one")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "SOURCES", source)
+    first = building.build(("90",))
+    assert building.build(("90",)) == first and first.read_text() == "built\n"
+    assert building.build(("80",)) != first
+    (source / "a.cu").write_text("two")
+    assert building.build(("90",)) != first
+    builds = [line for line in log.read_text().splitlines() if "--version" not in line]
+    assert len(builds) == 3
+    assert "-gencode=arch=compute_90,code=sm_90" in builds[0]
+
+
+def test_a_failed_build_is_one_line(tmp_path, monkeypatch):
+    fake = tmp_path / "bin" / "nvcc"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "note: x" >&2\necho "a.cu(3): error: no such thing" >&2\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigurationError, match=r"^nvcc failed: a\.cu\(3\): error: no such thing$"):
+        building.build(("90",))
+
+
+def test_without_a_compiler_the_cause_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "find_nvcc", lambda: None)
+    with pytest.raises(ConfigurationError, match="no nvcc in CUDA_HOME, PATH or /usr/local/cuda"):
+        building.build(("90",))
