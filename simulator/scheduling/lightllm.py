@@ -110,6 +110,7 @@ class Lightllm(Scheduler):
     def schedule(self, now: float) -> Batch | Wait | None:
         batch = Batch()
         while True:
+            empty = not self.running and not self.planned
             self.iterate(batch)
             if batch.num_decodes or batch.prefills or batch.preempted or batch.rejected:
                 return batch
@@ -119,7 +120,8 @@ class Lightllm(Scheduler):
                 return Wait(now + IDLE_SECONDS)
             if not self.waiting:
                 return None
-            self._reject_head(batch)
+            if empty:
+                self._reject_head(batch)
 
     def _reject_head(self, batch: Batch) -> None:
         """An empty server refused the head of the queue: it never fits."""

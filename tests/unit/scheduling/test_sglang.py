@@ -210,11 +210,11 @@ def test_longest_prefix_goes_first_and_a_twin_waits() -> None:
 
 
 def test_the_latest_loses_its_memory_and_waits_behind_those_that_wait() -> None:
-    """Two prompts of 28 in 100 tokens leave 44, which is 22 decodes of both; then the later one is retracted."""
+    """Two prompts of 28 in 100 tokens leave 44, which is 22 decodes of both; then the later one goes."""
     scheduler = make(max_total_tokens=100, schedule_conservativeness=0.0, disable_overlap_schedule=True)
     arrivals = [(i, Request(f"r{i}", 28, 40)) for i in range(3)]
     log = Loop(scheduler, {request: 40 for _, request in arrivals}).run(arrivals)
-    assert [entry for entry in log if entry[1] == "retract"][0] == (24, "retract", "r1", 23)
+    assert next(entry for entry in log if entry[1] == "retract") == (24, "retract", "r1", 23)
     assert [entry[2] for entry in log if entry[1] == "prefill"][:4] == ["r0", "r1", "r2", "r1"]
 
 
