@@ -198,6 +198,12 @@ class Executor:
             self.pages.free(sequence)
             sequence.finish(reason)
 
+    def abandon(self) -> None:
+        """After a failed iteration, and once its requests are cancelled: forget what was in flight."""
+        while self._in_flight:
+            self.scheduler.commit(self._in_flight.popleft().batch, [], self.clock())
+        self.runner.abandon()
+
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
@@ -231,7 +237,6 @@ class Executor:
         plan = self._in_flight[0]
         self._launch(plan)
         self._fill(self.scheduler.depth)
-        self._in_flight.popleft()
         return self._land(plan)
 
     def _fill(self, depth: int) -> None:
@@ -344,6 +349,7 @@ class Executor:
             for sequence in list(request.payload.group):
                 touched += self._drop(sequence, reason)
         ended = [s.request for s in touched if s.finished and s.request in self.live]
+        self._in_flight.popleft()
         self.scheduler.commit(plan.batch, ended, self.clock())
         for request in ended:
             self.pages.free(self.live.pop(request))

@@ -46,9 +46,21 @@ class LLM:
         scheduler_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = EngineSettings(model, **settings)
-        self.runner = build_runner(self.settings)
-        self.executor = make_executor(self.settings, self.runner, system, scheduler_options)
+        self._build(EngineSettings(model, **settings), system, scheduler_options)
+
+    @classmethod
+    def of(cls, settings: EngineSettings, *, system: str | SchedulerFactory = "vllm") -> LLM:
+        """The engine of *settings*."""
+        llm = cls.__new__(cls)
+        llm._build(settings, system, None)
+        return llm
+
+    def _build(
+        self, settings: EngineSettings, system: str | SchedulerFactory, options: dict[str, Any] | None
+    ) -> None:
+        self.settings = settings
+        self.runner = build_runner(settings)
+        self.executor = make_executor(settings, self.runner, system, options)
 
     def generate(
         self,

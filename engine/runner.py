@@ -92,6 +92,10 @@ class ModelRunner:
         """The sampler of the last step is queued: its phase ends here."""
         self._pending[-1][2].append(self._mark())
 
+    def abandon(self) -> None:
+        """Forget steps whose end was never seen."""
+        self._pending.clear()
+
     def finish(self) -> StepTiming:
         """Called once the oldest step's tokens are on the host: note its times."""
         batch, graph, marks = self._pending.popleft()
