@@ -145,7 +145,6 @@ def keeps_apart(nodes: Ints, tokens: Ints, is_output: Bools, first: Bools) -> Bo
     apart[parent[only_child[parent] != child]] = True
     length = np.full(len(is_output), np.iinfo(np.int64).max)
     length[parent] = tokens[followed]
-    apart[nodes[tokens > length[nodes]]] = (
-        True  # an end of a prompt that reaches beyond where the others go on
-    )
+    # an end of one prompt that reaches beyond where others go on
+    apart[nodes[tokens > length[nodes]]] = True
     return apart
