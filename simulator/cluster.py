@@ -7,9 +7,10 @@ replicas look like at that moment, and the chosen replica is told.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from simulator.workload import Trace
 
 __all__ = ["ROUTERS", "Cluster"]
 
-ROUTERS = ("round-robin",)
+ROUTERS = ("random", "round-robin")
 
 
 class Inbox(OpenLoop):
@@ -66,6 +67,7 @@ class Cluster:
         *,
         num_replicas: int = 1,
         router: str = "round-robin",
+        seed: int = 0,
         stepped: bool = False,
         horizon: float = math.inf,
     ) -> None:
@@ -77,6 +79,7 @@ class Cluster:
         source = arrivals(trace, max_tokens)
         self._closed = isinstance(source, ClosedLoop) and num_replicas > 1
         self._source = source
+        self._turn = _turns(router, num_replicas, seed)
         sources = self._sources(trace, max_tokens, num_replicas)
         self.replicas = [
             Replica(
@@ -93,15 +96,14 @@ class Cluster:
             return [self._source]
         if self._closed:
             return [Inbox(self._on_completed) for _ in range(n)]
-        order = np.arange(len(trace))
-        return [arrivals(trace, max_tokens, order[i::n]) for i in range(n)]
+        chosen = np.fromiter(self._turn, np.int64, len(trace))
+        return [arrivals(trace, max_tokens, np.flatnonzero(chosen == i)) for i in range(n)]
 
     def _inject(self) -> Generator[simpy.Event, Any, None]:
-        source, env, turn = self._source, self.env, 0
+        source, env = self._source, self.env
         while True:
             while source.next_time <= env.now:
-                replica = self.replicas[turn % len(self.replicas)]
-                turn += 1
+                replica = self.replicas[next(self._turn)]
                 assert isinstance(replica.source, Inbox)
                 replica.source.put(source.pop())
                 replica.deliver()
@@ -121,3 +123,11 @@ class Cluster:
         if self._source.next_time < before and self._sleeping:
             self._sleeping = False
             self._injector.interrupt()
+
+
+def _turns(router: str, n: int, seed: int) -> Iterator[int]:
+    """The replica of each request in turn, by a router that does not look at them."""
+    if router == "round-robin":
+        return itertools.cycle(range(n))
+    rng = np.random.default_rng(seed)
+    return iter(lambda: int(rng.integers(n)), -1)

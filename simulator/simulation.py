@@ -98,11 +98,13 @@ def simulate(
     progress: Callable[[float], None] | None = None,
     stepped: bool = False,
     until: float | None = None,
+    seed: int = 0,
 ) -> Result:
     """Replay *trace* against *deployment*.
 
     *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction of the requests
-    that have left. *stepped* takes every iteration by itself (slow; the same decisions). *until* (s) cuts the run off.
+    that have left. *stepped* takes every iteration by itself (slow; the same decisions). *until* (s) cuts the run off; *seed* is for a
+    router that draws.
     Raises `SimError`.
     """
     resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
@@ -118,6 +120,7 @@ def simulate(
         resolved.steptime,
         num_replicas=resolved.deployment.num_replicas,
         router=resolved.deployment.router,
+        seed=seed,
         stepped=stepped,
         horizon=math.inf if until is None else until,
     )

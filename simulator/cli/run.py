@@ -96,7 +96,7 @@ def run(
     if not quiet:
         _print_header(resolved, requests)
     result = _with_progress(simulate, quiet)(
-        requests, resolved, goodput=objectives, percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles})
+        requests, resolved, seed=seed, goodput=objectives, percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles})
     )
     if out is not None:
         write_run(out, result.run(seed=seed), detailed=save_detailed)
