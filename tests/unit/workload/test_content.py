@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.workload import OUTPUT_ID_BASE, Runs, common_prefix, read_trace
 from simulator.workload.content import Blocks
 from simulator.workload.merging import compile_blocks, compile_runs
 
-quick = settings(deadline=None)
+quick = settings(deadline=None, max_examples=300)
 items = st.lists(
-    st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 7, OUTPUT_ID_BASE]), st.integers(0, 4)), max_size=6),
+    st.lists(st.tuples(st.sampled_from([0, 1, 2, OUTPUT_ID_BASE]), st.integers(0, 3)), max_size=4),
     min_size=1,
     max_size=8,
 )
@@ -41,6 +41,9 @@ def leading(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> int:
 
 @quick
 @given(items)
+@example([[(0, 3)], [(0, 2), (1, 1)]])  # an end that reaches beyond where the other goes on
+@example([[(0, 2), (1, 1)], [(0, 3), (1, 1)]])
+@example([[(0, 2), (1, 1)], [(1, 1), (0, 2)], [(1, 1), (1, 1)]])
 def test_compiling_keeps_every_common_prefix(prompts: list[list[tuple[int, int]]]) -> None:
     prompts = [[item for item in prompt if item[1]] for prompt in prompts]
     runs = compile_runs(csr(prompts))
