@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,10 @@ def load_case(path: str | Path) -> Case:
         raw = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
         source = raw.get("source") or path.name
         return Case(path, str(source), raw.get("config", {}), raw["requests"], raw["steps"], raw)
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(path, f"is not JSON: {error}") from None
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(path, f"is not JSON: {error}") from None
     except (KeyError, AttributeError, TypeError):
         raise InputError(path, "is not a recorded case: it needs `requests` and `steps`") from None
 
