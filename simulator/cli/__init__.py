@@ -10,7 +10,17 @@ import sys
 
 import typer
 
-from simulator.cli import conform, run, systems
+from simulator.cli import (
+    calibrate_fit,
+    conform,
+    estimate,
+    gpus,
+    models,
+    run,
+    systems,
+    trace,
+    validate_operators,
+)
 from simulator.errors import SimError
 
 __all__ = ["app", "main"]
@@ -23,9 +33,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+calibrate = typer.Typer(help="Fit hardware profiles to measurements.", no_args_is_help=True)
+calibrate.command("fit")(calibrate_fit.fit)
+validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
+validate.command("operators")(validate_operators.operators)
+
 app.command("run")(run.run)
+app.command("estimate")(estimate.estimate)
+app.add_typer(trace.app, name="trace")
+app.command("models")(models.models)
+app.add_typer(gpus.app, name="gpus")
 app.command("systems")(systems.systems)
 app.command("conform")(conform.conform)
+app.add_typer(calibrate, name="calibrate")
+app.add_typer(validate, name="validate")
 
 
 def main() -> None:
