@@ -26,8 +26,9 @@ from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.lightllm_cache import PromptPool
 from simulator.scheduling.lightllm_peak import PeakEstimate
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, WAITING, Request
+from simulator.scheduling.system import System
 
-__all__ = ["Lightllm"]
+__all__ = ["SYSTEMS", "Lightllm"]
 
 ADDED_OUTPUT_LEN = 6
 IDLE_SECONDS = 0.010
@@ -425,3 +426,29 @@ class Lightllm(Scheduler):
     @property
     def num_blocks(self) -> int:
         return self.pool.capacity
+
+    @property
+    def blocks_cached(self) -> int:
+        return self.pool.available - self.pool.free
+
+    def waste(self) -> tuple[float, float, float, float]:
+        cache = self.pool.cache
+        shared = cache.locked - cache.protected if cache else 0
+        return 0.0, 0.0, 0.0, shared
+
+
+SYSTEMS = (
+    System(
+        name="lightllm",
+        version="1.0.1 (fc72ffab)",
+        summary="admits by the peak of future tokens, a chunk of every prompt at once, prompt cache",
+        source="LightLLM fc72ffab, server/router/manager.py",
+        status="recorded",
+        policy="lightllm:Lightllm",
+        block_size=1,
+        memory="lightllm",
+        traits="lightllm",
+        capacity="max_total_token_num",
+        capacity_in_tokens=True,
+    ),
+)

@@ -18,7 +18,11 @@ __all__ = ["PromptCache", "PromptPool"]
 
 
 class PromptCache(RadixTree):
-    """The tree with LightLLM's rules of recency."""
+    """The tree with LightLLM's rules of recency; ``locked`` counts what requests started from, for each of
+    them.
+    """
+
+    locked = 0
 
     def match(self, runs: Sequence[Run], limit: int) -> RadixNode:
         """The deepest node on the path of the first *limit* tokens; one matched in part is split there."""
@@ -118,6 +122,7 @@ class PromptPool:
         if self.cache and request.target > 1:
             node = self.cache.match(request.held, request.target - 1)
             self.cache.lock(node)
+            self.cache.locked += node.end
             request.own_node, request.registered = node, node.end
         return request.registered
 
@@ -130,4 +135,5 @@ class PromptPool:
         self.free += found - request.registered
         if request.own_node is not None:
             self.cache.unlock(request.own_node)
+            self.cache.locked -= request.registered
         request.own_node, request.registered = None, 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -33,8 +34,9 @@ from simulator.scheduling.sglang_budget import (
 )
 from simulator.scheduling.sglang_pool import TokenPool
 from simulator.scheduling.sglang_queue import WaitingQueue
+from simulator.scheduling.system import Device, System
 
-__all__ = ["Sglang"]
+__all__ = ["SYSTEMS", "Sglang"]
 
 CONTINUE, NO_TOKEN, OTHER = "continue", "no token", "other"
 
@@ -42,20 +44,22 @@ CONTINUE, NO_TOKEN, OTHER = "continue", "no token", "other"
 class Sglang(Scheduler):
     """The policy over its token pool; keywords are SGLang's server arguments.
 
-    *max_total_tokens* of KV in pages of *page_size* tokens, at most *max_running_requests* at a time, prefill
-    batches of *max_prefill_tokens* and chunks of *chunked_prefill_size* tokens (−1: prompts are not cut).
-    *schedule_conservativeness* scales the first new token ratio; *context_length* limits a sequence.
+    *max_total_tokens* of KV in pages of *page_size* tokens, at most *max_running_requests* at a time (by
+    default 2048 to 4096, more where contexts are short, and at most half the tokens), prefill batches of
+    *max_prefill_tokens* and chunks of *chunked_prefill_size* tokens (−1: prompts are not cut).
+    *schedule_conservativeness* scales the first new token ratio; *context_length* limits a sequence (default:
+    the capacity).
     """
 
     def __init__(
         self,
         *,
         max_total_tokens: int,
-        max_running_requests: int = 256,
+        max_running_requests: int | None = None,
         page_size: int = 1,
         max_prefill_tokens: int = 16384,
         chunked_prefill_size: int = 8192,
-        context_length: int = 131072,
+        context_length: int | None = None,
         schedule_policy: str = "fcfs",
         schedule_conservativeness: float = 1.0,
         disable_radix_cache: bool = False,
@@ -63,6 +67,9 @@ class Sglang(Scheduler):
         enable_mixed_chunk: bool = False,
         explicit: bool = False,
     ) -> None:
+        context_length = context_length or max_total_tokens
+        if max_running_requests is None:
+            max_running_requests = _default_requests(max_total_tokens, context_length)
         super().__init__(max_num_seqs=max_running_requests, block_size=page_size, explicit=explicit)
         if 0 < chunked_prefill_size < page_size:
             raise ConfigurationError(
@@ -85,6 +92,7 @@ class Sglang(Scheduler):
         self._reserve = OutputReserve()
         self._ends: list[tuple[int, int, Request]] = []  # where `max_tokens` ends a sequence, for depth 2
         self._first, self._last = 0, 0  # places in the running batch
+        self._finishing = 0  # tokens of sequences that ended by length and wait for their last result
         self._reopen = False
         self._flight: Batch | None = None
         self._in_flight = 0
@@ -403,6 +411,7 @@ class Sglang(Scheduler):
             end, _, request = heapq.heappop(ends)
             if request in self.decoding and request.state == end:
                 self._leave(request)
+                self._finishing += request.computed
                 dropped = True
         return dropped
 
@@ -429,6 +438,7 @@ class Sglang(Scheduler):
         )
 
     def _preempt(self, batch: Batch, victim: Request, outputs: int, kept: int) -> None:
+        self._discard(victim)
         self._leave(victim)
         del self.running[victim]
         self.pool.release(victim, victim.computed, 0)
@@ -441,6 +451,14 @@ class Sglang(Scheduler):
         self.num_preemptions += 1
         self.waiting.requests.append(victim)
         batch.preempted.append(victim)
+
+    def _discard(self, victim: Request) -> None:
+        """What *victim* computes in the batch in flight will not be looked at."""
+        flight = self._flight
+        if flight is not None:
+            flight.joining = [request for request in flight.joining if request is not victim]
+            if flight.decodes is not None:
+                flight.decodes = [request for request in flight.decodes if request is not victim]
 
     def _abort(self, batch: Batch, request: Request) -> None:
         self._leave(request)
@@ -476,6 +494,8 @@ class Sglang(Scheduler):
             self._leave(request)
             self._reopen = True
             request.generated = request.generated - (self.decoding.iteration - batch.iteration)
+        else:
+            self._finishing -= request.computed
         del self.running[request]
         keep = min(request.computed, request.prompt_length + request.generated)
         self.pool.release(request, request.computed, keep)
@@ -499,6 +519,8 @@ class Sglang(Scheduler):
         elif request is self.chunked:
             self.chunked = None
             self._reopen = True
+        else:
+            self._finishing -= request.computed
         del self.running[request]
         self.pool.release(request, request.computed, keep)
         request.status = FINISHED
@@ -533,9 +555,51 @@ class Sglang(Scheduler):
         return (self.pool.capacity - self.pool.available) // self.pool.page_size
 
     @property
+    def blocks_cached(self) -> int:
+        return (self.pool.available - self.pool.free) // self.pool.page_size
+
+    def waste(self) -> tuple[float, float, float, float]:
+        pool = self.pool
+        tokens = self.decoding.computed + self._finishing + (self.chunked.computed if self.chunked else 0)
+        protected = pool.cache.protected if pool.cache else 0
+        private = pool.capacity - pool.available - protected
+        return 0.0, private - (tokens - pool.locked), 0.0, pool.locked - protected
+
+    @property
     def num_blocks(self) -> int:
         return self.pool.capacity // self.pool.page_size
 
 
 def _place(request: Request) -> int:
     return request.order
+
+
+def _default_requests(max_total_tokens: int, context_length: int) -> int:
+    """SGLang's own limit of running requests (model_executor: 512 per context that fits, clamped)."""
+    clamped = min(max(max_total_tokens * 512 // context_length, 2048), 4096)
+    return max(min(clamped, max_total_tokens // 2), 1)
+
+
+def _defaults(device: Device) -> dict[str, Any]:
+    """The chunk grows with the memory of a device (server_args.py)."""
+    steps = ((35, 2048), (60, 4096), (160, 8192))
+    chunk = next((tokens for gib, tokens in steps if device.memory_gib < gib), 16384)
+    return {"chunked_prefill_size": chunk}
+
+
+SYSTEMS = (
+    System(
+        name="sglang",
+        version="0.5.23",
+        summary="prompts first, one cut at a time, radix cache, estimated outputs, retraction, a pass ahead",
+        source="SGLang 0.5.23, srt/managers/scheduler.py",
+        status="recorded",
+        policy="sglang:Sglang",
+        defaults=_defaults,
+        block_size=1,
+        memory="sglang",
+        traits="sglang",
+        capacity="max_total_tokens",
+        capacity_in_tokens=True,
+    ),
+)

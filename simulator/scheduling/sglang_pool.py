@@ -33,6 +33,8 @@ class TokenPool:
         self.page_size = page_size
         self.cache = RadixCache(page_size) if radix_cache else None
         self.free = self.capacity
+        self.locked = 0
+        """Tokens in the tree that requests start from, those of several counted for each."""
 
     @property
     def available(self) -> int:
@@ -77,11 +79,13 @@ class TokenPool:
         if self.cache and node:
             self.cache.lock(node)
             request.registered = node.end
+            self.locked += node.end
 
     def unlock(self, request: Request) -> None:
         """*request* no longer needs its path."""
         if self.cache and request.own_node:
             self.cache.unlock(request.own_node)
+            self.locked -= request.registered
         request.own_node, request.registered = None, 0
 
     def checkpoint(self, request: Request, length: int) -> None:
@@ -101,6 +105,7 @@ class TokenPool:
         if request.own_node:
             cache.unlock(request.own_node)
         self.free += found - request.registered
+        self.locked += node.end - request.registered
         request.own_node, request.registered = node, node.end
 
     def release(self, request: Request, computed: int, keep: int) -> None:
