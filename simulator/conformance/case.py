@@ -16,6 +16,7 @@ from simulator.errors import InputError, UnknownNameError
 __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 
 REPLAYS = {
+    "hf-5.23.0": "hf_continuous",
     "sglang-0.5.23": "sglang",
     "lightllm-fc72ffab": "lightllm",
     "vllm-0.33": "vllm_v1",

@@ -22,8 +22,13 @@ SMALL = {
 }
 """Limits that make everything scarce; a system takes those it knows."""
 
-OWN_SMALL: dict[str, dict[str, Any]] = {}
+OWN_SMALL: dict[str, dict[str, Any]] = {
+    "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
+}
 """The same for systems whose limits have names of their own."""
+
+BLOCK_SIZES = ("block_size", "page_size", "kv_block_size", "tokens_per_block")
+"""What systems call the size of a block."""
 
 TOKENS = 240
 """KV capacity of a small system, in tokens."""
@@ -47,7 +52,8 @@ def make_small() -> Callable[..., Any]:
     def make(system: System, **options: Any) -> Any:
         limits = {name: value for name, value in SMALL.items() if name in system.options}
         limits |= OWN_SMALL.get(system.name, {})
-        size = limits.get("block_size", system.block_size)
+        sizes = [limits[name] for name in BLOCK_SIZES if name in limits]
+        size = sizes[0] if sizes else system.block_size
         capacity = TOKENS if system.capacity_in_tokens else max(TOKENS // size, 4)
         return system.scheduler(**{system.capacity: capacity}, **limits, **options)
 

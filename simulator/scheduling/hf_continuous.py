@@ -1,0 +1,570 @@
+"""transformers' continuous batching: everybody is a candidate, who does not fit is passed over.
+
+Each step walks over candidates: active decoding requests, active prefilling ones, waiting ones (``prefill_first``:
+the prefilling before the decoding). A candidate takes the tokens it needs or what is left of ``max_batch_tokens``,
+if its KV fits the read budget and its new blocks are free; one that fails is skipped and the walk goes on,
+so younger requests overtake. Below a safety margin of free blocks nothing new starts beside running work.
+
+Active requests that found no block are *starved*. Room is made for them: cached blocks are thrown away, then the
+newest starved ones lose their KV (to the host if there is room, else they start over), and nobody is admitted
+until a request finishes. With ``use_async_batching`` a step is decided while the last one runs, so every
+request computes one token too many and a request that loses its KV also loses the token in flight.
+
+Read in transformers 5.23.0 (generation/continuous_batching/scheduler.py, cache.py, offloading_manager.py); its recorded
+decisions are reproduced. There a request that outgrows the whole cache stops the server; here it ends at that length.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from simulator.errors import CapacityError, ConfigurationError
+from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.hf_blocks import SharedBlocks
+from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, WAITING, Request
+from simulator.scheduling.swap import SwapSpace
+from simulator.scheduling.system import Device, System
+
+__all__ = ["SYSTEMS", "HfContinuous"]
+
+SAFETY_MARGIN = {"fifo": 0.15, "prefill_first": 0.0}
+
+
+class _Notes:
+    """What the policy keeps about a request: see the fields."""
+
+    __slots__ = ("host_blocks", "prompt", "unhashed")
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+        """Tokens that count as its prompt: after a soft reset also the output so far."""
+        self.unhashed = 0
+        """Full blocks whose step was processed without hashing them (asynchronous batching)."""
+        self.host_blocks = 0
+
+
+class _Attempt:
+    """One walk over the candidates: budgets left, and what was scheduled."""
+
+    __slots__ = (
+        "chunks",
+        "decodes",
+        "failed",
+        "fast",
+        "in_margin",
+        "reads",
+        "requests",
+        "rows",
+        "starved",
+        "tokens",
+    )
+
+    def __init__(self, tokens: int, reads: int, requests: int, fast: bool) -> None:
+        self.tokens, self.reads, self.requests = tokens, reads, requests
+        self.fast: bool | None = fast
+        """Whether all so far can take the decode fast path; None: not looked at."""
+        self.in_margin = True
+        self.failed = False
+        """Whether somebody found no free blocks."""
+        self.rows = 0
+        self.decodes: list[Request] | None = []
+        """None: all decoding requests."""
+        self.chunks: list[tuple[Request, int, int]] = []
+        self.starved: list[tuple[Request, int]] = []
+
+
+class HfContinuous(Scheduler):
+    """The policy over its paged cache; keywords are those of ``ContinuousBatchingConfig``.
+
+    *num_blocks* of *page_size* tokens; at most *max_batch_tokens* tokens and *max_requests_per_batch* requests a step.
+    *max_blocks_per_request* is the length of the block table of the decode fast path (0: none), *safety_margin* the
+    share of blocks below which nothing new starts (None: 0.15, or 0 for ``prefill_first``), *num_cpu_blocks* the host space.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        page_size: int = 256,
+        max_batch_tokens: int = 8192,
+        max_requests_per_batch: int = 1024,
+        max_blocks_per_request: int = 32,
+        scheduler_type: str = "fifo",
+        safety_margin: float | None = None,
+        allow_block_sharing: bool = True,
+        use_async_batching: bool = False,
+        num_cpu_blocks: int = 0,
+        explicit: bool = False,
+    ) -> None:
+        super().__init__(max_num_seqs=max_requests_per_batch, block_size=page_size, explicit=explicit)
+        if scheduler_type not in SAFETY_MARGIN:
+            raise ConfigurationError(f"scheduler_type {scheduler_type!r}: must be fifo or prefill_first")
+        if max_batch_tokens < 1:
+            raise ConfigurationError(f"max_batch_tokens {max_batch_tokens}: must be at least 1")
+        margin = SAFETY_MARGIN[scheduler_type] if safety_margin is None else safety_margin
+        if not 0 <= margin <= 1:
+            raise ConfigurationError(f"safety_margin {margin}: must be between 0 and 1")
+        self.blocks = SharedBlocks(num_blocks, page_size)
+        self.host = SwapSpace(num_cpu_blocks)
+        self.capacity = num_blocks * page_size
+        self.max_batch_tokens = max_batch_tokens
+        self.max_requests = min(max_requests_per_batch, max_batch_tokens)
+        self.fast_length = max_blocks_per_request * page_size
+        self.prefill_first = scheduler_type == "prefill_first"
+        self.safety_margin = margin
+        self.sharing = allow_block_sharing
+        self.depth = 2 if use_async_batching else 1
+        self.waiting: dict[Request, None] = {}
+        self.offloaded: dict[Request, None] = {}
+        self.closed = False
+        """Nobody is admitted until a request finishes."""
+        self._prefilling: dict[Request, None] = {}
+        self._flight: deque[Batch] = deque()
+        self._refusal: tuple[int, int, int] | None = None
+
+    # arrivals
+
+    def add(self, request: Request, now: float) -> None:
+        room = self.capacity - request.prompt_length + 2 - self.depth  # the last token's KV is never written
+        if room < 1:
+            raise CapacityError(
+                f"a prompt of {request.prompt_length} tokens leaves no room for output in the {self.capacity} tokens of KV"
+            )
+        request.max_tokens = min(request.max_tokens, room)
+        request.state = _Notes(request.prompt_length)
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        (self.offloaded if request.status is SWAPPED else self.waiting)[request] = None
+        self._refusal = None
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.offloaded)
+
+    # one step
+
+    def schedule(self, now: float) -> Batch | Wait | None:
+        if not self.running and not self.num_waiting:
+            return None
+        batch = Batch()
+        tries, evicted = 0, self.blocks.num_evicted
+        attempt = self._attempt(batch)
+        while not attempt.rows and attempt.failed:
+            if not self._make_room(batch, attempt.starved):
+                raise CapacityError(
+                    f"nothing fits in the {self.capacity} tokens of KV and nobody can make room"
+                )
+            tries += 1
+            attempt = self._attempt(batch)
+        starved = attempt.starved[:]
+        if starved:
+            self._make_room(batch, attempt.starved)
+        if not attempt.rows and not batch.preempted:
+            return None
+        self._launch(batch, attempt)
+        if self.explicit:
+            evicted = self.blocks.num_evicted - evicted
+            batch.notes = {"starved": starved, "tries": tries, "evicted": evicted, "fast": attempt.fast}
+        return batch
+
+    def _attempt(self, batch: Batch) -> _Attempt:
+        """Walk over the candidates once."""
+        fast = self.fast_length > 0
+        attempt = _Attempt(self.max_batch_tokens, self.capacity, self.max_requests, fast)
+        attempt.in_margin = self._in_margin()
+        groups = [self._consider_decodes, self._consider_prefills]
+        if self.prefill_first:
+            groups.reverse()
+        if not self.closed:
+            groups.append(self._consider_waiting)
+        for consider in groups:
+            if not consider(batch, attempt):
+                break
+        return attempt
+
+    def _in_margin(self) -> bool:
+        """Whether enough blocks are free, if need be without the cached ones."""
+        blocks = self.blocks
+        inside = blocks.free / blocks.num_blocks >= self.safety_margin
+        if not inside and blocks.evict():
+            inside = blocks.free / blocks.num_blocks >= self.safety_margin
+        return inside
+
+    # candidates; each of these says whether the walk goes on
+
+    def _consider_decodes(self, batch: Batch, attempt: _Attempt) -> bool:
+        decoding = self.decoding
+        count, need = len(decoding), decoding.blocks_next
+        if not count:
+            return True
+        fits = need <= self.blocks.free and count <= min(attempt.tokens, attempt.requests)
+        if self.explicit or not fits or decoding.computed >= attempt.reads:
+            rows = [request for request in self.running if request in decoding]
+            return all(self._consider(batch, attempt, request) for request in rows)
+        self.blocks.take(need)
+        attempt.decodes = attempt.fast = None
+        attempt.rows += count
+        attempt.tokens -= count
+        attempt.requests -= count
+        attempt.reads -= decoding.computed
+        return attempt.tokens > 0 and attempt.requests > 0
+
+    def _consider_prefills(self, batch: Batch, attempt: _Attempt) -> bool:
+        return all(self._consider(batch, attempt, request) for request in list(self._prefilling))
+
+    def _consider_waiting(self, batch: Batch, attempt: _Attempt) -> bool:
+        if not attempt.in_margin and attempt.rows:
+            return False
+        if not self.num_waiting:
+            return True
+        if self._refused_before(attempt):
+            attempt.failed = True
+            return True
+        rows, tokens = attempt.rows, attempt.tokens
+        admitted: list[Request] = []
+        goes_on = True
+        for request in self._waiting_in_order():
+            goes_on = self._consider(batch, attempt, request)
+            if request.status is RUNNING:
+                admitted.append(request)
+            if not goes_on:
+                break
+        for request in admitted:
+            self.waiting.pop(request, None)
+            self.offloaded.pop(request, None)
+        if goes_on and not admitted and rows == attempt.rows and not self.offloaded:
+            self._remember_refusal(tokens)
+        return goes_on
+
+    def _waiting_in_order(self) -> Iterator[Request]:
+        """Offloaded and other requests take turns, an offloaded one first."""
+        if not self.offloaded:
+            return iter(self.waiting)
+        offloaded, fresh = deque(self.offloaded), deque(self.waiting)
+        order = []
+        while offloaded or fresh:
+            order += [queue.popleft() for queue in (offloaded, fresh) if queue]
+        return iter(order)
+
+    def _remember_refusal(self, tokens: int) -> None:
+        """Nobody's blocks were free: as long as that holds the waiting requests need not be asked again."""
+        blocks = self.blocks
+        least = min(blocks.blocks_for(min(request.target, tokens)) for request in self.waiting)
+        self._refusal = (least, tokens, blocks.version) if least > blocks.free else None
+
+    def _refused_before(self, attempt: _Attempt) -> bool:
+        if self._refusal is None or self.explicit:
+            return False
+        least, tokens, version = self._refusal
+        return self.blocks.free < least and attempt.tokens >= tokens and self.blocks.version == version
+
+    def _consider(self, batch: Batch, attempt: _Attempt, request: Request) -> bool:
+        """Schedule *request* if it fits. False: the walk ends here."""
+        decodes = request in self.decoding
+        if attempt.rows and not (attempt.in_margin or decodes):
+            return False
+        if self.sharing and request.status is not RUNNING and request.status is not SWAPPED:
+            self._look_up(batch, request)
+        tokens = self.decoding.tokens(request) if decodes else request.computed
+        chunk = 1 if decodes else min(request.target - tokens, attempt.tokens)
+        eligible = chunk == 1 and tokens < self.fast_length
+        if tokens > attempt.reads and not (eligible and self._is_fast(attempt)):
+            return True
+        need = self._blocks_needed(request, tokens, chunk)
+        if need > self.blocks.free:
+            attempt.failed = True
+            if request.status is RUNNING:
+                attempt.starved.append((request, chunk))
+            return True
+        self.blocks.take(need)
+        if decodes:
+            self._decode(attempt, request)
+        else:
+            request.num_blocks += need
+            self._compute(batch, attempt, request, chunk)
+        attempt.fast = eligible and self._is_fast(attempt)
+        attempt.rows += 1
+        attempt.tokens -= chunk
+        attempt.reads -= tokens
+        attempt.requests -= 1
+        spent = attempt.tokens <= 0 or attempt.requests <= 0 or (attempt.reads <= 0 and not attempt.fast)
+        return not spent
+
+    def _is_fast(self, attempt: _Attempt) -> bool:
+        if attempt.fast is None:
+            tokens = self.decoding.tokens
+            attempt.fast = self.fast_length > 0 and all(
+                tokens(r) < self.fast_length for r in self.decoding.members
+            )
+        return attempt.fast
+
+    def _blocks_needed(self, request: Request, tokens: int, chunk: int) -> int:
+        held = self.blocks.blocks_for(tokens) if request in self.decoding else request.num_blocks
+        return max(self.blocks.blocks_for(tokens + chunk) - held, 0)
+
+    def _look_up(self, batch: Batch, request: Request) -> None:
+        """A request that finds its first blocks in the cache is active from now on, whether or not it is scheduled."""
+        found = self.blocks.match(request, request.target - 1)
+        if found:
+            self.blocks.acquire(request, found)
+            self._activate(batch, request, len(found) * self.blocks.page_size)
+
+    def _activate(self, batch: Batch, request: Request, cached: int) -> None:
+        if request.status is SWAPPED:
+            self._restore(batch, request)
+        else:
+            request.computed = cached
+        request.status = RUNNING
+        request.cached_tokens = batch.cached[request] = cached
+        self.running[request] = None
+        self._prefilling[request] = None
+
+    def _restore(self, batch: Batch, request: Request) -> None:
+        batch.blocks_swapped_in += request.state.host_blocks
+        self.host.give(request.state.host_blocks)
+        request.state.host_blocks = 0
+
+    def _decode(self, attempt: _Attempt, request: Request) -> None:
+        assert attempt.decodes is not None
+        attempt.decodes.append(request)
+
+    def _compute(self, batch: Batch, attempt: _Attempt, request: Request, chunk: int) -> None:
+        if request.status is not RUNNING:
+            self._activate(batch, request, 0)
+        attempt.chunks.append((request, chunk, request.computed))
+
+    # making room
+
+    def _make_room(self, batch: Batch, starved: list[tuple[Request, int]]) -> bool:
+        """Evict, then drop the newest of *starved* until the others would fit. False: nothing could be done."""
+        evicted = self.blocks.evict()
+        needs = [self._blocks_needed(r, self._tokens(r), chunk) for r, chunk in starved]
+        victims: list[Request] = []
+        active = len(self.running)
+        while starved and active - len(victims) > 1 and sum(needs) > self.blocks.free:
+            request, _ = starved.pop()
+            needs.pop()
+            victims.append(request)
+            self._drop(request)
+        for request in victims:
+            self._offload(batch, request)
+        for request in reversed(victims):
+            self._enqueue(request)
+            batch.preempted.append(request)
+        if victims:
+            self.closed = True
+        return bool(victims or evicted)
+
+    def _tokens(self, request: Request) -> int:
+        return self.decoding.tokens(request) if request in self.decoding else request.computed
+
+    def _drop(self, request: Request) -> None:
+        """*request* loses its blocks and, if a batch in flight computes one, its last token."""
+        del self.running[request]
+        decodes = request in self.decoding
+        lost = decodes and any(self._takes_part(request, batch) for batch in self._flight)
+        self._leave(request)
+        self.num_preemptions += 1
+        request.num_preemptions += 1
+        request.generated -= lost
+        request.computed -= lost
+        if decodes:
+            request.target = request.computed + 1
+        request.state.host_blocks = request.num_blocks
+        request.state.unhashed = 0
+        self.blocks.release(request, keep=False)
+
+    def _leave(self, request: Request) -> None:
+        self._prefilling.pop(request, None)
+        if request in self.decoding:
+            self.decoding.leave(request)
+            request.num_blocks = self.blocks.blocks_for(request.computed)
+
+    def _offload(self, batch: Batch, request: Request) -> None:
+        """To the host if there is room; else the request starts over with its output as part of the prompt."""
+        held = request.state.host_blocks
+        if 0 < held <= self.host.num_free:
+            self.host.take(held, touched=held)
+            batch.blocks_swapped_out += held
+            request.status = SWAPPED
+            return
+        request.state.host_blocks = 0
+        request.status = PREEMPTED
+        request.computed = 0
+        request.target = request.state.prompt = request.prompt_length + request.generated
+
+    # what a step leaves behind
+
+    def _launch(self, batch: Batch, attempt: _Attempt) -> None:
+        self._take_turns(batch, attempt)
+        batch.prefills = attempt.chunks
+        for request, chunk, _ in attempt.chunks:
+            request.computed += chunk
+            if request.computed == request.target:
+                del self._prefilling[request]
+                request.generated += 1
+                self.decoding.join(request)
+                batch.joining.append(request)
+        batch.iteration = self.decoding.iteration
+        batch.repeatable = self._is_steady(batch, attempt)
+        self._flight.append(batch)
+
+    def _take_turns(self, batch: Batch, attempt: _Attempt) -> None:
+        decoding, decodes = self.decoding, attempt.decodes
+        if decodes is None:
+            decoding.advance()
+            batch.num_decodes, batch.decode_context = len(decoding), decoding.computed
+            return
+        if self.explicit or len(decodes) < len(decoding):
+            batch.decodes = decodes
+        if not decodes:
+            return
+        decoding.advance()
+        taken = set(decodes)
+        batch.stalled = [request for request in decoding.members if request not in taken]
+        for request in batch.stalled:
+            decoding.stall(request)
+        batch.num_decodes = len(decodes)
+        batch.decode_context = sum(map(decoding.tokens, decodes))
+
+    def _is_steady(self, batch: Batch, attempt: _Attempt) -> bool:
+        """Whether nothing but decoding happens, and nothing else would if it went on."""
+        if attempt.decodes is not None or batch.prefills or batch.preempted or not batch.num_decodes:
+            return False
+        if attempt.tokens <= 0 or attempt.requests <= 0:
+            return True
+        if not attempt.in_margin:
+            return not self.blocks.cached and not self.prefill_first
+        idle = self.closed or not self.num_waiting or self._refused_before(attempt)
+        return idle and not self._prefilling
+
+    def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
+        self._flight.remove(batch)
+        ended = list(ended)
+        if batch.prefills and self.sharing:
+            self._hash_prefills(batch, set(ended))
+        for request in ended:
+            if request.status is RUNNING and request not in batch.joining:
+                self._hash_output(request, 1)
+            self._finish(request)
+        if ended:
+            self.closed = False
+
+    def _hash_prefills(self, batch: Batch, ended: set[Request]) -> None:
+        """Blocks of prompts become matchable; not those of a request that ends here, nor, as the release has it,
+        those of a chunk that was followed by the last one before its results were processed.
+        """
+        for request, chunk, context in batch.prefills:
+            if request in ended or request.status is not RUNNING:
+                continue
+            full = (context + chunk) // self.blocks.page_size
+            if context + chunk == request.target or request in self._prefilling:
+                self.blocks.register(request, full - request.state.unhashed)
+            else:
+                request.state.unhashed = full - request.registered
+
+    def _hash_output(self, request: Request, unprocessed: int) -> None:
+        """Hash what decoding filled; tokens of batches in flight and of *unprocessed* steps are not settled."""
+        if not self.sharing or request not in self.decoding:
+            return
+        unprocessed += sum(self._takes_part(request, batch) for batch in self._flight)
+        settled = self.decoding.tokens(request) - unprocessed
+        request.num_blocks = self.blocks.blocks_for(self.decoding.tokens(request))
+        self.blocks.register(request, settled // self.blocks.page_size - request.state.unhashed)
+
+    def _takes_part(self, request: Request, batch: Batch) -> bool:
+        """Whether *batch* computes a token of *request*, which decodes by now."""
+        if request in batch.joining:
+            return True
+        return (
+            batch.num_decodes > 0
+            and request not in batch.stalled
+            and not any(r is request for r, _, _ in batch.prefills)
+        )
+
+    def _finish(self, request: Request) -> None:
+        if request.status is RUNNING:
+            del self.running[request]
+            self._leave(request)
+            self.blocks.release(request, keep=True)
+        elif request.status is SWAPPED:
+            self.host.give(request.state.host_blocks)
+        self.waiting.pop(request, None)
+        self.offloaded.pop(request, None)
+        request.status = FINISHED
+
+    def cancel(self, request: Request, now: float) -> None:
+        if request.status is RUNNING and not any(request in batch.joining for batch in self._flight):
+            self._hash_output(request, 0)
+        self._finish(request)
+        if not self.running:  # the release would wait for ever for somebody to finish
+            self.closed = False
+
+    # many steps at once
+
+    def repeats(self, batch: Batch, limit: int) -> int:
+        if not batch.repeatable or limit <= 1 or self.explicit or len(self.decoding) != batch.num_decodes:
+            return 1
+        decoding, blocks = self.decoding, self.blocks
+        spare = blocks.free
+        if self.safety_margin > 0 and spare / blocks.num_blocks >= self.safety_margin:
+            spare -= (
+                int(self.safety_margin * blocks.num_blocks) + 1
+            )  # stay clear of where the cache is evicted
+        elif blocks.cached:
+            return 1
+        if spare < 0:
+            return 1
+        reads = (self.capacity - 1 - decoding.computed) // len(decoding)
+        return 1 + decoding.iterations_within(spare, max(min(limit - 1, reads), 0))
+
+    def advance(self, batch: Batch, n: int) -> None:
+        decoding = self.decoding
+        self.blocks.take(decoding.blocks_over(n))
+        decoding.advance(n)
+        batch.iteration += n
+        batch.decode_context += n * batch.num_decodes
+
+    # state
+
+    @property
+    def blocks_used(self) -> int:
+        return self.blocks.used
+
+    @property
+    def num_blocks(self) -> int:
+        return self.blocks.num_blocks
+
+    @property
+    def blocks_cached(self) -> int:
+        return self.blocks.cached
+
+    def waste(self) -> tuple[float, float, float, float]:
+        page = self.blocks.page_size
+        tokens = self.decoding.computed + sum(request.computed for request in self._prefilling)
+        shared = self.blocks.num_shared * page
+        return 0.0, self.blocks.used * page + shared - tokens, 0.0, shared
+
+
+def _defaults(device: Device) -> dict[str, object]:
+    """Asynchronous where CUDA graphs are used, which is with flash attention (initialization.py)."""
+    return {"use_async_batching": True}
+
+
+SYSTEMS = (
+    System(
+        name="hf-continuous",
+        version="5.23.0",
+        summary="transformers' continuous batching: skip who does not fit, safety margin, prefix cache, soft resets",
+        source="transformers 5.23.0, generation/continuous_batching",
+        status="recorded",
+        policy="hf_continuous:HfContinuous",
+        defaults=_defaults,
+        block_size=256,
+        memory="hf",
+        traits="hf",
+        capacity="num_blocks",
+    ),
+)
