@@ -307,6 +307,11 @@ class Replica:
         for request in batch.preempted:
             self.records.num_preemptions[request.index] += 1
             self.records.status[request.index] = WAITING
+            if self.scheduler.discards_in_flight:
+                request.decode_end = request.ticket = -1
+                if request.generated:
+                    self._suspend(request)
+                continue
             if request.decode_end > before:
                 request.decode_end = request.ticket = -1
             if request.generated:

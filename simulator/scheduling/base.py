@@ -123,6 +123,8 @@ class Scheduler(ABC):
     """Batches in flight at most."""
     quiet = False
     """Whether `commit` has nothing to do for a batch in which nothing ended."""
+    discards_in_flight = False
+    """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 

@@ -43,6 +43,8 @@ class Lightllm(Scheduler):
     *disable_aggressive_schedule* planned requests join only every *router_max_wait_tokens* iterations.
     """
 
+    quiet = True
+
     def __init__(
         self,
         *,

@@ -51,6 +51,8 @@ class Sglang(Scheduler):
     the capacity).
     """
 
+    discards_in_flight = True
+
     def __init__(
         self,
         *,

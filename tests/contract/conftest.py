@@ -23,6 +23,8 @@ SMALL = {
 """Limits that make everything scarce; a system takes those it knows."""
 
 OWN_SMALL: dict[str, dict[str, Any]] = {
+    "sglang": {"max_running_requests": 6, "chunked_prefill_size": 32, "schedule_conservativeness": 0.2},
+    "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
 }
 """The same for systems whose limits have names of their own."""
@@ -51,7 +53,7 @@ def make_small() -> Callable[..., Any]:
 
     def make(system: System, **options: Any) -> Any:
         limits = {name: value for name, value in SMALL.items() if name in system.options}
-        limits |= OWN_SMALL.get(system.name, {})
+        limits |= OWN_SMALL.get(system.name.split("+")[0], {})
         sizes = [limits[name] for name in BLOCK_SIZES if name in limits]
         size = sizes[0] if sizes else system.block_size
         capacity = TOKENS if system.capacity_in_tokens else max(TOKENS // size, 4)

@@ -36,6 +36,11 @@ SWITCHES = (
     ("enable_chunked_prefill", False),
     ("policy", "priority"),
     ("long_prefill_token_threshold", 16),
+    ("disable_overlap_schedule", True),
+    ("disable_radix_cache", True),
+    ("enable_mixed_chunk", True),
+    ("schedule_policy", "lpm"),
+    ("router_token_ratio", 0.5),
 )
 systems = pytest.mark.parametrize("system", variants(), ids=lambda system: system.name)
 relaxed = settings(
