@@ -5,22 +5,27 @@ A call passes raw pointers and returns once the kernel is queued, so it can be c
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from engine.kernels.build import architecture_of, build
+from engine.kernels.interface import Kernels
 from engine.kernels.library import DTYPE_CODES, Library, pointer
 from engine.kernels.splits import MIN_CHUNK, choose_splits
 from engine.kernels.torch_backend import TorchKernels
 from engine.kernels.torch_cache import as_tensors
+from engine.kernels.weights import QuantizedWeight
 from simulator.errors import ConfigurationError
 
 __all__ = ["HEAD_DIMS", "MAX_GROUP", "CudaKernels"]
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
+HOPPER = 9
+TRITON_ROWS = 512  # (token, head) rows of a chunk from which Triton's launch is worth its host time
 BLOCKS_PER_SM = {64: 3, 96: 2, 128: 2, 256: 1}  # of decode attention, by shared memory on a 227 KiB part
 
 
@@ -36,6 +41,9 @@ class CudaKernels(TorchKernels):
         """*library* and *processors* (multiprocessors) default to those of the device."""
         super().__init__(device, reason)
         self.form["matmul"] = "torch"
+        self.triton = load_triton(device, library is None)
+        if self.triton is not None and torch.cuda.get_device_capability(device)[0] == HOPPER:
+            self.form["prefill_attention"] = f"triton from {TRITON_ROWS} rows (wgmma)"
         self.library = library or Library(build((architecture_of(device),)))
         self.processors = processors or torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -105,6 +113,22 @@ class CudaKernels(TorchKernels):
         check_attention(q, k_cache)
         tokens, heads, dim = q.shape
         _, block_size, kv_heads, _ = k_cache.shape
+        most = max_query or tokens
+        wide = most * (heads // kv_heads) >= TRITON_ROWS
+        if self.triton is not None and wide and "triton" in self.form["prefill_attention"]:
+            self.triton.prefill_attention(
+                out,
+                q,
+                k_cache,
+                v_cache,
+                block_table,
+                query_start,
+                context_lens,
+                scale,
+                most,
+                sliding_window,
+            )
+            return
         self.library.call(
             "prefill_attention",
             out.data_ptr(),
@@ -117,7 +141,7 @@ class CudaKernels(TorchKernels):
             scale,
             DTYPE_CODES[q.dtype],
             context_lens.shape[0],
-            max_query or tokens,
+            most,
             heads,
             kv_heads,
             dim,
@@ -342,6 +366,20 @@ class CudaKernels(TorchKernels):
             self._stream(),
         )
         return tokens
+
+    def matmul(self, x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+        if self.triton is None:
+            return super().matmul(x, weight, bias)
+        return self.triton.matmul(x, weight, bias)
+
+
+def load_triton(device: torch.device, wanted: bool) -> Kernels | None:
+    """The Triton form, for the operators where it is the faster one; None where there is no Triton."""
+    if not wanted or importlib.util.find_spec("triton") is None:
+        return None
+    from engine.kernels.triton_backend import TritonKernels
+
+    return TritonKernels(device, "beside CUDA")
 
 
 def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,9 +14,10 @@ __all__ = ["attention", "nucleus", "penalised", "plain_attention", "rms_norm", "
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Tensor:
-    """In fp64, causal attention of the last Q of L tokens,
-    *q* ``[Q, heads, dim]``, *k*, *v* ``[L, kv_heads,
-    dim]``."""
+    """In fp64, causal attention of a sequence's last Q tokens to all its L.
+
+    *q* is ``[Q, heads, dim]``, *k* and *v* are ``[L, kv_heads, dim]``.
+    """
     return plain_attention(q.double(), k.double(), v.double(), scale, window)
 
 

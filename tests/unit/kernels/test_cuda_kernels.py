@@ -1,4 +1,4 @@
-"""The CUDA form without a GPU: compiled without register spills, right when emulated, refused by the loader."""
+"""The CUDA form without a GPU: no register spills, right when emulated, refused by the loader."""
 
 from __future__ import annotations
 
