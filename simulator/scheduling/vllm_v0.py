@@ -18,8 +18,9 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Wait
+from simulator.scheduling.groups import SequenceGroup
 from simulator.scheduling.paged import PagedScheduler
-from simulator.scheduling.request import FINISHED, Request
+from simulator.scheduling.request import Request
 from simulator.scheduling.system import Device, System
 
 __all__ = ["SYSTEMS", "VllmV0"]
@@ -134,9 +135,11 @@ class VllmV0(PagedScheduler):
             return False
         if batch.blocks_copied or batch.blocks_swapped_in or batch.rejected:
             return False
-        if not self.waiting or self.swapped or self.num_steps > 1:
+        if not self.waiting or self.num_steps > 1:
             return True
-        return not self.delay_factor and (not self.by_priority or self._head_blocked())
+        if self.delay_factor or (self.by_priority and self._is_inverted(self.waiting[0])):
+            return False
+        return bool(self.swapped) or not self.by_priority or self._head_blocked()
 
     # default: prompts or decodes
 
@@ -149,7 +152,7 @@ class VllmV0(PagedScheduler):
             self._make_way(batch)
         num_forced = len(batch.preempted)
         self._decode(batch)
-        if self.swapped and len(batch.preempted) == num_forced:
+        if self.swapped and len(batch.preempted) == num_forced and not batch.blocks_swapped_out:
             self._return_swapped(batch, self.max_num_batched_tokens - batch.num_decodes, self._seats)
         self._requeue()
 
@@ -171,6 +174,14 @@ class VllmV0(PagedScheduler):
             self._sorted = False
             budget -= tokens
         self._prompted_at = now if batch.prefills else None
+
+    def _fits(self, leader: Request) -> bool | None:
+        target = self._sole(leader).target
+        if self.chunked and target > self.max_num_batched_tokens and target % self.block_size:
+            # Between its chunks a prompt asks for a free block; if it holds them all it would restart for ever.
+            if target > (self.blocks.num_blocks - 1) * self.block_size:
+                return None
+        return super()._fits(leader)
 
     def _reason(self, leader: Request, tokens: int) -> str:
         if tokens > self.max_model_len:
@@ -235,14 +246,17 @@ class VllmV0(PagedScheduler):
             self._sorted = True
 
     def _preempt_for(self, batch: Batch, head: Request) -> None:
-        while self.running and _urgency(victim := next(reversed(self.running))) > _urgency(head):
-            if self._admissible(head):
-                break
-            self._preempt(batch, victim)
+        while self._is_inverted(head) and not self._admissible(head):
+            self._preempt(batch, next(reversed(self.running)))
             self._requeue()
             self._sorted = False
         self.waiting.appendleft(head)
-        batch.notes = {"forced": len(batch.preempted)}
+        if batch.preempted:
+            batch.notes = {"forced": len(batch.preempted)}
+
+    def _is_inverted(self, head: Request) -> bool:
+        """Whether somebody less urgent than *head* runs."""
+        return bool(self.running) and _urgency(next(reversed(self.running))) > _urgency(head)
 
     def _admissible(self, leader: Request) -> bool:
         seats = self._seats + self._num_seats(leader)
@@ -264,13 +278,13 @@ class VllmV0(PagedScheduler):
             budget, seats, left = self._run_all(batch)
         else:
             budget, seats, left = self._run_in_order(batch)
-        returned: list[Request] = []
         if self.swapped and not batch.preempted:
+            prompts = {leader for leader in self.swapped if self._is_prompt(leader)}
             returned = self._return_swapped(batch, budget, seats)
-            budget -= sum(self._charge(leader) for leader in returned)
+            budget -= sum(returned.values())
             seats += sum(self._num_seats(leader) for leader in returned)
-        if returned or left:
-            self._rebuild(left, returned)
+            first = sorted(returned, key=prompts.__contains__)  # stable: decodes before prompts
+            self.running = dict.fromkeys((*left, *first, *self.running))
         self._admit(batch, now, budget, seats)
         self._requeue()
 
@@ -337,16 +351,6 @@ class VllmV0(PagedScheduler):
         if leader not in self._prefilling:  # a prompt has all its blocks
             super()._append(batch, leader, steps)
 
-    def _rebuild(self, left: list[Request], returned: list[Request]) -> None:
-        """Those left out first, then those that came back, then the others as they ran."""
-        decoding = [leader for leader in returned if leader not in self._prefilling]
-        prompts = [leader for leader in returned if leader in self._prefilling]
-        self.running = dict.fromkeys((*left, *decoding, *prompts, *self.running))
-
-    def _charge(self, leader: Request) -> int:
-        """Tokens of a request that just came back."""
-        return len(self._members(leader))
-
     # swapping: sequences come back with blocks of their own
 
     def _recomputes(self, leader: Request) -> bool:
@@ -372,26 +376,38 @@ class VllmV0(PagedScheduler):
         for sequence in members:
             self.blocks.grow(sequence, self._num_slots(sequence))
 
-    def _return_swapped(self, batch: Batch, budget: int, seats: int) -> list[Request]:
-        """Swapped requests come back in order, until one does not fit."""
-        returned: list[Request] = []
+    def _return_swapped(self, batch: Batch, budget: int, seats: int) -> dict[Request, int]:
+        """Swapped requests come back in order, until one does not fit; with the tokens they compute."""
+        returned: dict[Request, int] = {}
         while self.swapped:
             leader = self.swapped[0]
             need = self._swap_touches(leader)
-            never = self.blocks.num_blocks < need
-            stuck = not self.running and self.blocks.num_blocks - need < self.watermark_blocks
-            if never or stuck:  # stuck: the real engine waits for ever
+            tokens = self._returning_tokens(leader)
+            if self._never_returns(need, tokens):
                 self._drop_swapped(batch, self.swapped.popleft(), need)
                 continue
-            tokens = self._returning_tokens(leader)
             seats += self._num_seats(leader)
             if self.blocks.num_free - need < self.watermark_blocks or tokens > budget or seats > self.max_num_seqs:
                 break
             self._swap_in(batch, self.swapped.popleft())
             self._restore(batch, leader, tokens)
             budget -= tokens
-            returned.append(leader)
+            returned[leader] = tokens
         return returned
+
+    def _never_returns(self, need: int, tokens: int) -> bool:
+        """Where only the watermark or the token budget stands against it the real engine waits for ever."""
+        if self.blocks.num_blocks < need:
+            return True
+        hopeless = self.blocks.num_blocks - need < self.watermark_blocks or tokens > self.max_num_batched_tokens
+        return hopeless and not self.running
+
+    @staticmethod
+    def _is_prompt(leader: Request) -> bool:
+        """Whether a swapped request left in the middle of its prompt."""
+        group: SequenceGroup | None = leader.group
+        sequence = leader if group is None else next(iter(group.live))
+        return sequence.computed < sequence.target
 
     def _returning_tokens(self, leader: Request) -> int:
         """Tokens that *leader* computes when it comes back; a prompt is not cut here."""
@@ -399,9 +415,8 @@ class VllmV0(PagedScheduler):
         return sum(max(sequence.target - sequence.computed, 1) for sequence in members)
 
     def _restore(self, batch: Batch, leader: Request, tokens: int) -> None:
-        sequence = self._sole(leader)
-        if sequence.computed < sequence.target:
-            self._compute(batch, sequence, tokens)
+        if self._is_prompt(leader):
+            self._compute(batch, self._sole(leader), tokens)
             return
         self._resume(batch, leader, self.num_steps)
         self._steps_left = self.num_steps - 1
@@ -415,6 +430,13 @@ class VllmV0(PagedScheduler):
             return
         super().commit(batch, (*self._ended_early, *ended), now)
         self._ended_early.clear()
+
+    def cancel(self, request: Request, now: float) -> None:
+        leader = self._leader(request)
+        if self._steps_left and leader in self.running:
+            self._ended_early.extend(self._members(leader))
+            return
+        super().cancel(request, now)
 
     def repeats(self, batch: Batch, limit: int) -> int:
         if self.num_steps == 1:
