@@ -14,6 +14,7 @@ from simulator.cluster import Cluster
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
 from simulator.results import (
+    REJECTED,
     Categories,
     InterTokenLatency,
     Records,
@@ -58,9 +59,15 @@ class Result:
         return pd.concat([series.to_frame() for series in self.series], ignore_index=True)
 
     @property
+    def rejections(self) -> dict[str, int]:
+        """How many requests were turned away, by reason."""
+        return self.records.reason_counts(REJECTED)
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing the numbers."""
         lines = list(self.resolved.warnings)
+        lines += [f"{count} requests rejected: {reason}" for reason, count in self.rejections.items()]
         if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())
         return lines
@@ -85,7 +92,7 @@ class Result:
             },
             provenance=resolved.provenance,
             defaults=resolved.chosen,
-            warnings=resolved.warnings,
+            warnings=[line for line in self.warnings if not line.startswith("Overload")],
         )
 
 

@@ -70,6 +70,15 @@ def run(
     spread: Annotated[
         str, typer.Option(help="uniform spreads arrivals within a quantised clock's tick.", rich_help_panel=TRAFFIC)
     ] = "none",
+    trace_block_size: Annotated[
+        int | None, typer.Option(help="Tokens per hash id of the trace, where ambiguous.", rich_help_panel=TRAFFIC)
+    ] = None,
+    zero_output: Annotated[
+        str | None, typer.Option(help="drop or keep requests without output.", rich_help_panel=TRAFFIC)
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=NAME of a column of a plain CSV.", rich_help_panel=TRAFFIC)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=TRAFFIC)] = 0,
     goodput: Annotated[
         list[str] | None, typer.Option(help="Objective in ms, e.g. ttft:2000; may be repeated.", rich_help_panel=OUTPUT)
@@ -98,6 +107,7 @@ def run(
     result = _with_progress(simulate, quiet)(
         requests, resolved, seed=seed, goodput=objectives, percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles})
     )
+    _refuse_if_nothing_fits(result)
     if out is not None:
         write_run(out, result.run(seed=seed), detailed=save_detailed)
     table = format_table(
@@ -112,6 +122,16 @@ def run(
         typer.echo(f"warning: {line}")
     if out is not None and not quiet:
         typer.echo(f"written to {out}")
+
+
+def _refuse_if_nothing_fits(result: Any) -> None:
+    """A run in which every request was turned away says nothing about latency: it is a wrong deployment."""
+    from simulator.errors import CapacityError
+
+    reasons = result.rejections
+    if reasons and sum(reasons.values()) == len(result.trace):
+        reason, count = next(iter(reasons.items()))
+        raise CapacityError(f"no request fits: {count} of {len(result.trace)} rejected because {reason}")
 
 
 DEPLOYMENT_OPTIONS = (
@@ -168,13 +188,14 @@ def _trace(options: dict[str, Any]) -> Trace:
         options["trace"],
         format=options["trace_format"],
         time_unit=options["time_unit"],
+        block_size=options["trace_block_size"],
         spread=options["spread"],
+        zero_output=options["zero_output"],
+        columns=dict(_pair(text) for text in options["column"] or ()),
+        limit=options["num_prompts"],
+        request_rate=options["request_rate"],
         seed=options["seed"],
     )
-    if options["num_prompts"] is not None:
-        trace = trace.limit(options["num_prompts"])
-    if options["request_rate"] is not None:
-        trace = trace.with_request_rate(options["request_rate"])
     if options["max_concurrency"] is not None:
         trace = trace.with_max_concurrency(options["max_concurrency"])
     return trace

@@ -119,9 +119,7 @@ class VllmV1(Scheduler):
     def add(self, request: Request, now: float) -> None:
         room = self.max_model_len - request.prompt_length
         if room < 1:
-            raise CapacityError(
-                f"a prompt of {request.prompt_length} tokens leaves no room for output in max_model_len {self.max_model_len}"
-            )
+            raise CapacityError(f"the prompt leaves no room for output within max_model_len {self.max_model_len}")
         request.max_tokens = min(request.max_tokens, room)
         self._enqueue(request)
 
