@@ -4,7 +4,7 @@ out."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -66,9 +66,9 @@ RING = Family(
         Axis("num_gpus", _octaves(1, 2, 3), 0.02),
     ),
     shape=("message", "num_gpus"),
-    choices=({"shots": 1.0}, {"shots": 2.0}),
     least_rows=30,
 )
+REDUCE = replace(RING, start={**RING.start, "second": 4e-6}, choices=({"shots": 1.0}, {"shots": 2.0}))
 STREAM = Family(
     form="stream",
     start={"t0": 3e-6, "eb": 0.8},
@@ -90,9 +90,9 @@ FAMILIES: dict[str, Family] = {
             "ec_32": 0.57,
         },
         axes=(
-            Axis("m", _octaves(0, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), 0.05),
-            Axis("n", 5, 0.05),
-            Axis("k", 3, 0.05),
+            Axis("m", _octaves(0, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), 0.01),
+            Axis("n", 5, 0.03),
+            Axis("k", 3, 0.03),
         ),
         shape=("n", "k"),
     ),
@@ -126,7 +126,7 @@ FAMILIES: dict[str, Family] = {
         ),
         shape=("hidden", "inter", "tp", "ep"),
     ),
-    "all_reduce": RING,
+    "all_reduce": REDUCE,
     "all_gather": RING,
     "reduce_scatter": RING,
     "all_to_all": RING,

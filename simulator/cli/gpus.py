@@ -99,9 +99,8 @@ def _print_datasheet(profile: HardwareProfile) -> None:
     typer.echo(f"  chip       {sheet.num_sms} SMs, L2 {sheet.l2_bytes / 2**20:g} MiB, {sheet.tdp_watts:g} W")
     typer.echo(f"  links      {link}, PCIe {sheet.pcie_bandwidth / 1e9:g} GB/s, one direction")
     if sheet.price is not None:
-        typer.echo(
-            f"  price      ${sheet.price.usd_per_hour:g}/h ({sheet.price.date or 'no date'}: {sheet.price.source})"
-        )
+        dated = sheet.price.date or "no date"
+        typer.echo(f"  price      ${sheet.price.usd_per_hour:g}/h ({dated}: {sheet.price.source})")
     typer.echo(f"  source     {sheet.source}")
     typer.echo(f"  confidence {sheet.confidence}")
     for note in sheet.notes:

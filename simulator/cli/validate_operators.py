@@ -23,7 +23,7 @@ def operators(
         Path | None, typer.Option(help="Write predicted against measured as HTML.", show_default=False)
     ] = None,
 ) -> None:
-    """Predict every row of the tables with the profile of its gpu; print the error by operator, device and dtype.
+    """Predict every row with the profile of its gpu; print the error by operator, device and dtype.
 
     The layout is recognised by the columns. Rows that cannot be predicted are counted by reason. Rows that a
     benchmark served from L2 cache form groups of their own.
