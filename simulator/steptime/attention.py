@@ -31,7 +31,7 @@ class StepAttention:
     laws: Laws
     ideal: Laws
 
-    def decode(self, num_seqs: float, sum_context: Array) -> Array:
+    def decode(self, num_seqs: Array | float, sum_context: Array) -> Array:
         """Seconds of all layers for *num_seqs* sequences and each sum of contexts, both per rank."""
         total = np.zeros_like(sum_context)
         for layer in self.model.layers:

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from simulator.models import ModelSpec, Precision
 from simulator.steptime.attention import StepAttention
+from simulator.steptime.decode import DecodeTimes
 from simulator.steptime.operators import Operator, floored, step_operators
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.prefill import PrefillTimes
 from simulator.steptime.protocol import Laws
 from simulator.steptime.roofline import RooflineLaws
-from simulator.steptime.tables import KNOTS, curve_knots, octaves, read_curve, read_curve_many
+from simulator.steptime.tables import KNOTS, read_curve, read_curve_many
 from simulator.steptime.traits import HostTraits
 
 __all__ = ["StepTime"]
@@ -75,6 +76,7 @@ class StepTime:
         self._row_table: array[float] = array("d")
         self._decodes: dict[int, _DecodeEntry] = {}
         self._mixed_bases: dict[int, tuple[float, float]] = {}
+        self._decode_times = DecodeTimes(model, self._attention, self.parallelism.dp)
         self._prefill_attention = PrefillTimes(model, self._attention, self.parallelism.dp)
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
@@ -115,15 +117,12 @@ class StepTime:
             raise ValueError(
                 f"decode_context {context} must be at least one token for each of {num_decodes} rows"
             )
-        traits, dp = self.traits, self.parallelism.dp
+        traits = self.traits
         tokens, launch = self._launch(num_decodes, mixed=False)
         base = self._tokens(tokens) + self._rows(num_decodes)
         host = traits.host_s(num_decodes, num_decodes)
         least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
-        furthest = max(num_decodes * self.model.max_position_embeddings, context or 0)
-        contexts = curve_knots(octaves(furthest))
-        per_rank = self._attention.decode(max(1.0, num_decodes / dp), contexts / dp)
-        entry = base, least, extra, array("d", per_rank.tolist())
+        entry = base, least, extra, self._decode_times.curve(num_decodes, context or 0)
         self._decodes[num_decodes] = entry
         return entry
 
