@@ -1,6 +1,6 @@
 """Cases recorded from transformers' continuous batching (``hf-5.23.0-*``): one row per pass of its loop.
 
-With asynchronous batching a pass prepares and launches a batch and then processes the results of the batch before.
+With asynchronous batching a pass launches a batch and then processes the results of the batch before.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class _Loop:
     def _decided(self, batch: Batch) -> dict[str, Any]:
         rows = self._rows(batch)
         joining = set(batch.joining)
-        notes = batch.notes or {}
+        notes: dict[str, Any] = batch.notes or {}
         return {
             "scheduled": {request.id: tokens for request, tokens, _ in rows},
             "prefill": [request.id for request, _, prompt in rows if prompt],
             "no_token": [request.id for request, _, _ in batch.prefills if request not in joining],
-            "cached": {request.id: tokens for request, tokens in batch.cached.items() if tokens},
-            "starved": [request.id for request, _ in notes["starved"]],  # type: ignore[attr-defined]
+            "cached": {request.id: tokens for request, tokens in notes["found"].items()},
+            "starved": [request.id for request in notes["starved"]],
             "reset": [request.id for request in batch.preempted if request.status is not SWAPPED],
             "offloaded": [request.id for request in batch.preempted if request.status is SWAPPED],
             "evicted": notes["evicted"],

@@ -1,12 +1,13 @@
 """KV blocks of transformers' continuous batching: shared, kept for reuse, thrown away all at once.
 
-A block that a step has completed is hashed when the step's results are processed. If its content is there already
-the request adopts the known block and gives its own back. When the last holder of a hashed block ends, the block is
-*cached*: it can be matched, but it is not free; memory pressure evicts all cached blocks together, and
-blocks of a request that loses its memory are not kept.
+A block that a step has completed is hashed when the step's results are processed. If its content is there
+already the request adopts the known block and gives its own back. When the last holder of a hashed block
+ends, the block is *cached*: it can be matched, but it is not free; memory pressure evicts all cached blocks
+together, and blocks of a request that loses its memory are not kept.
 
-Content is a tree of content ids as in `simulator.scheduling.blocks`; only blocks that another prompt can name have entries
-here, the others are counted. Read in transformers 5.23.0 (continuous_batching/cache_allocators/cache_allocator.py).
+Content is a tree of content ids as in `simulator.scheduling.blocks`; only blocks that another prompt can name
+have entries here, the others are counted. Read in transformers 5.23.0
+(continuous_batching/cache_allocators/cache_allocator.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ __all__ = ["LedgerNode", "SharedBlocks"]
 
 
 class LedgerNode:
-    """One content id at a token position under *parent*; ``holders`` counts the holders of each hashed block, 0: cached."""
+    """One content id at a token position under *parent*.
+
+    ``holders`` counts the holders of each hashed block, 0: cached.
+    """
 
     __slots__ = ("children", "holders", "key", "parent")
 
@@ -32,7 +36,7 @@ class LedgerNode:
 
 
 class SharedBlocks:
-    """*num_blocks* blocks of *page_size* tokens; ``free`` and ``cached`` ones add up with the held ones to all.
+    """*num_blocks* blocks of *page_size* tokens: ``free``, ``cached`` and held ones.
 
     ``version`` grows with every block that becomes matchable.
     """

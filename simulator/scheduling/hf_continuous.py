@@ -1,17 +1,19 @@
 """transformers' continuous batching: everybody is a candidate, who does not fit is passed over.
 
-Each step walks over candidates: active decoding requests, active prefilling ones, waiting ones (``prefill_first``:
-the prefilling before the decoding). A candidate takes the tokens it needs or what is left of ``max_batch_tokens``,
-if its KV fits the read budget and its new blocks are free; one that fails is skipped and the walk goes on,
-so younger requests overtake. Below a safety margin of free blocks nothing new starts beside running work.
+Each step walks over candidates: active decoding requests, active prefilling ones, waiting ones (with
+``prefill_first`` the prefilling before the decoding). A candidate takes the tokens it needs or what is left
+of ``max_batch_tokens``, if its KV fits the read budget and its new blocks are free; one that fails is skipped
+and the walk goes on, so younger requests overtake. Below a safety margin of free blocks nothing new starts
+beside running work.
 
-Active requests that found no block are *starved*. Room is made for them: cached blocks are thrown away, then the
-newest starved ones lose their KV (to the host if there is room, else they start over), and nobody is admitted
-until a request finishes. With ``use_async_batching`` a step is decided while the last one runs, so every
-request computes one token too many and a request that loses its KV also loses the token in flight.
+Active requests that found no block are *starved*. Room is made for them: cached blocks are thrown away, then
+the newest starved ones lose their KV (to the host if there is room, else they start over), and nobody is
+admitted until a request finishes. With ``use_async_batching`` a step is decided while the last one runs, so
+every request computes one token too many and a request that loses its KV also loses the token in flight.
 
-Read in transformers 5.23.0 (generation/continuous_batching/scheduler.py, cache.py, offloading_manager.py); its recorded
-decisions are reproduced. There a request that outgrows the whole cache stops the server; here it ends at that length.
+Read in transformers 5.23.0 (generation/continuous_batching: scheduler.py, cache.py, offloading_manager.py);
+its recorded decisions are reproduced. There a request that outgrows the whole cache stops the server; here it
+ends at that length.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.hf_blocks import SharedBlocks
-from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, WAITING, Request
+from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, Request
 from simulator.scheduling.swap import SwapSpace
 from simulator.scheduling.system import Device, System
 
@@ -34,7 +36,7 @@ SAFETY_MARGIN = {"fifo": 0.15, "prefill_first": 0.0}
 class _Notes:
     """What the policy keeps about a request: see the fields."""
 
-    __slots__ = ("host_blocks", "prompt", "unhashed")
+    __slots__ = ("host_blocks", "prompt", "started", "unhashed")
 
     def __init__(self, prompt: int) -> None:
         self.prompt = prompt
@@ -42,6 +44,8 @@ class _Notes:
         self.unhashed = 0
         """Full blocks whose step was processed without hashing them (asynchronous batching)."""
         self.host_blocks = 0
+        self.started = False
+        """Whether it computed anything since it became active."""
 
 
 class _Attempt:
@@ -77,9 +81,10 @@ class _Attempt:
 class HfContinuous(Scheduler):
     """The policy over its paged cache; keywords are those of ``ContinuousBatchingConfig``.
 
-    *num_blocks* of *page_size* tokens; at most *max_batch_tokens* tokens and *max_requests_per_batch* requests a step.
-    *max_blocks_per_request* is the length of the block table of the decode fast path (0: none), *safety_margin* the
-    share of blocks below which nothing new starts (None: 0.15, or 0 for ``prefill_first``), *num_cpu_blocks* the host space.
+    *num_blocks* of *page_size* tokens; a step has at most *max_batch_tokens* tokens and
+    *max_requests_per_batch* requests. *max_blocks_per_request* is the length of the block table of the decode fast path (0: none),
+    *safety_margin* the share of blocks below which nothing new starts (None: 0.15, or 0 for
+    ``prefill_first``), *num_cpu_blocks* the host space.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class HfContinuous(Scheduler):
         self._prefilling: dict[Request, None] = {}
         self._flight: deque[Batch] = deque()
         self._refusal: tuple[int, int, int] | None = None
+        self._found: dict[Request, int] = {}  # tokens that this step's look-ups found in the cache
 
     # arrivals
 
@@ -129,7 +135,8 @@ class HfContinuous(Scheduler):
         room = self.capacity - request.prompt_length + 2 - self.depth  # the last token's KV is never written
         if room < 1:
             raise CapacityError(
-                f"a prompt of {request.prompt_length} tokens leaves no room for output in the {self.capacity} tokens of KV"
+                f"a prompt of {request.prompt_length} tokens leaves no room for output"
+                f" in the {self.capacity} tokens of KV"
             )
         request.max_tokens = min(request.max_tokens, room)
         request.state = _Notes(request.prompt_length)
@@ -149,6 +156,7 @@ class HfContinuous(Scheduler):
         if not self.running and not self.num_waiting:
             return None
         batch = Batch()
+        self._found = {}
         tries, evicted = 0, self.blocks.num_evicted
         attempt = self._attempt(batch)
         while not attempt.rows and attempt.failed:
@@ -166,7 +174,8 @@ class HfContinuous(Scheduler):
         self._launch(batch, attempt)
         if self.explicit:
             evicted = self.blocks.num_evicted - evicted
-            batch.notes = {"starved": starved, "tries": tries, "evicted": evicted, "fast": attempt.fast}
+            batch.notes = {"starved": [r for r, _ in starved], "tries": tries, "evicted": evicted}
+            batch.notes |= {"found": self._found, "fast": attempt.fast}
         return batch
 
     def _attempt(self, batch: Batch) -> _Attempt:
@@ -295,9 +304,7 @@ class HfContinuous(Scheduler):
     def _is_fast(self, attempt: _Attempt) -> bool:
         if attempt.fast is None:
             tokens = self.decoding.tokens
-            attempt.fast = self.fast_length > 0 and all(
-                tokens(r) < self.fast_length for r in self.decoding.members
-            )
+            attempt.fast = all(tokens(request) < self.fast_length for request in self.decoding.members)
         return attempt.fast
 
     def _blocks_needed(self, request: Request, tokens: int, chunk: int) -> int:
@@ -305,11 +312,12 @@ class HfContinuous(Scheduler):
         return max(self.blocks.blocks_for(tokens + chunk) - held, 0)
 
     def _look_up(self, batch: Batch, request: Request) -> None:
-        """A request that finds its first blocks in the cache is active from now on, whether or not it is scheduled."""
+        """A request that finds blocks in the cache is active from now on, whether or not it is scheduled."""
         found = self.blocks.match(request, request.target - 1)
         if found:
             self.blocks.acquire(request, found)
             self._activate(batch, request, len(found) * self.blocks.page_size)
+            self._found[request] = request.computed
 
     def _activate(self, batch: Batch, request: Request, cached: int) -> None:
         if request.status is SWAPPED:
@@ -317,7 +325,8 @@ class HfContinuous(Scheduler):
         else:
             request.computed = cached
         request.status = RUNNING
-        request.cached_tokens = batch.cached[request] = cached
+        request.cached_tokens = cached
+        request.state.started = False
         self.running[request] = None
         self._prefilling[request] = None
 
@@ -333,12 +342,15 @@ class HfContinuous(Scheduler):
     def _compute(self, batch: Batch, attempt: _Attempt, request: Request, chunk: int) -> None:
         if request.status is not RUNNING:
             self._activate(batch, request, 0)
+        if not request.state.started:
+            request.state.started = True
+            batch.cached[request] = request.cached_tokens
         attempt.chunks.append((request, chunk, request.computed))
 
     # making room
 
     def _make_room(self, batch: Batch, starved: list[tuple[Request, int]]) -> bool:
-        """Evict, then drop the newest of *starved* until the others would fit. False: nothing could be done."""
+        """Evict, then drop the newest of *starved* until the others would fit. False: nothing helped."""
         evicted = self.blocks.evict()
         needs = [self._blocks_needed(r, self._tokens(r), chunk) for r, chunk in starved]
         victims: list[Request] = []
@@ -383,7 +395,7 @@ class HfContinuous(Scheduler):
             request.num_blocks = self.blocks.blocks_for(request.computed)
 
     def _offload(self, batch: Batch, request: Request) -> None:
-        """To the host if there is room; else the request starts over with its output as part of the prompt."""
+        """To the host if there is room; else *request* starts over with its output as part of the prompt."""
         held = request.state.host_blocks
         if 0 < held <= self.host.num_free:
             self.host.take(held, touched=held)
@@ -453,8 +465,8 @@ class HfContinuous(Scheduler):
             self.closed = False
 
     def _hash_prefills(self, batch: Batch, ended: set[Request]) -> None:
-        """Blocks of prompts become matchable; not those of a request that ends here, nor, as the release has it,
-        those of a chunk that was followed by the last one before its results were processed.
+        """Blocks of prompts become matchable; not those of a request that ends here, nor, as the release has
+        it, those of a chunk that was followed by the last one before its results were processed.
         """
         for request, chunk, context in batch.prefills:
             if request in ended or request.status is not RUNNING:
@@ -466,7 +478,7 @@ class HfContinuous(Scheduler):
                 request.state.unhashed = full - request.registered
 
     def _hash_output(self, request: Request, unprocessed: int) -> None:
-        """Hash what decoding filled; tokens of batches in flight and of *unprocessed* steps are not settled."""
+        """Hash what decoding filled, without the tokens of batches in flight and of *unprocessed* steps."""
         if not self.sharing or request not in self.decoding:
             return
         unprocessed += sum(self._takes_part(request, batch) for batch in self._flight)
@@ -478,11 +490,8 @@ class HfContinuous(Scheduler):
         """Whether *batch* computes a token of *request*, which decodes by now."""
         if request in batch.joining:
             return True
-        return (
-            batch.num_decodes > 0
-            and request not in batch.stalled
-            and not any(r is request for r, _, _ in batch.prefills)
-        )
+        prefills = any(other is request for other, _, _ in batch.prefills)
+        return batch.num_decodes > 0 and request not in batch.stalled and not prefills
 
     def _finish(self, request: Request) -> None:
         if request.status is RUNNING:
@@ -510,9 +519,7 @@ class HfContinuous(Scheduler):
         decoding, blocks = self.decoding, self.blocks
         spare = blocks.free
         if self.safety_margin > 0 and spare / blocks.num_blocks >= self.safety_margin:
-            spare -= (
-                int(self.safety_margin * blocks.num_blocks) + 1
-            )  # stay clear of where the cache is evicted
+            spare -= int(self.safety_margin * blocks.num_blocks) + 1  # short of where the cache is evicted
         elif blocks.cached:
             return 1
         if spare < 0:
@@ -557,7 +564,7 @@ SYSTEMS = (
     System(
         name="hf-continuous",
         version="5.23.0",
-        summary="transformers' continuous batching: skip who does not fit, safety margin, prefix cache, soft resets",
+        summary="transformers' continuous batching: who does not fit is passed over; margin, soft resets",
         source="transformers 5.23.0, generation/continuous_batching",
         status="recorded",
         policy="hf_continuous:HfContinuous",
