@@ -212,19 +212,17 @@ def check_swap(kernels: Kernels, dtype: torch.dtype) -> None:
 
 def check_rms_norm(kernels: Kernels, dtype: torch.dtype) -> None:
     for dim in (64, 100, 2048):
-        x, residual = (strided((5, dim), dtype, kernels.device, seed) for seed in (9, 10))
+        rows, residual = (strided((5, dim), dtype, kernels.device, seed) for seed in (9, 10))
         weight = strided((1, dim), dtype, kernels.device, 11)[0].contiguous()
-        assert_as_good(
-            kernels.rms_norm(x, weight, 1e-5),
-            reference.rms_norm(x, weight, 1e-5),
-            torch.nn.functional.rms_norm(x, (dim,), weight, 1e-5),
-            f"rms_norm {dim}",
-        )
-        normed, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
-        assert torch.equal(total, x + residual), "the sum is rounded once"
-        exact = reference.rms_norm(total, weight, 1e-5)
-        plain = torch.nn.functional.rms_norm(total, (dim,), weight, 1e-5)
-        assert_as_good(normed, exact, plain, f"add_rms_norm {dim}")
+        for x in (rows, rows.contiguous()):  # single numbers, and whole words
+            exact = reference.rms_norm(x, weight, 1e-5)
+            plain = torch.nn.functional.rms_norm(x, (dim,), weight, 1e-5)
+            assert_as_good(kernels.rms_norm(x, weight, 1e-5), exact, plain, f"rms_norm {dim}")
+            normed, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
+            assert torch.equal(total, x + residual), "the sum is rounded once"
+            exact = reference.rms_norm(total, weight, 1e-5)
+            plain = torch.nn.functional.rms_norm(total, (dim,), weight, 1e-5)
+            assert_as_good(normed, exact, plain, f"add_rms_norm {dim}")
     heads = strided((5, 4, 64), dtype, kernels.device, 12)
     weight = torch.ones(64, dtype=dtype, device=kernels.device)
     exact = reference.rms_norm(heads, weight, 1e-6)
@@ -246,11 +244,12 @@ def check_rope(kernels: Kernels, dtype: torch.dtype) -> None:
 
 def check_silu_mul(kernels: Kernels, dtype: torch.dtype) -> None:
     for features in (64, 100, 1500):
-        x = strided((5, 2 * features), dtype, kernels.device, features)
-        gate, up = x.double().chunk(2, dim=-1)
-        exact = torch.nn.functional.silu(gate) * up
-        plain = torch.nn.functional.silu(x[:, :features]) * x[:, features:]
-        assert_as_good(kernels.silu_mul(x), exact, plain, f"silu_mul {features}")
+        rows = strided((5, 2 * features), dtype, kernels.device, features)
+        for x in (rows, rows.contiguous()):
+            gate, up = x.double().chunk(2, dim=-1)
+            exact = torch.nn.functional.silu(gate) * up
+            plain = torch.nn.functional.silu(x[:, :features]) * x[:, features:]
+            assert_as_good(kernels.silu_mul(x), exact, plain, f"silu_mul {features}")
 
 
 FILTERS: list[tuple[float, int, float, float]] = [  # temperature, top_k, top_p, min_p

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for a GPU that is not here; prints one JSON object (for test_triton_kernels)."""
+"""Compiles the Triton kernels for a GPU that is absent; prints one JSON object (see test_triton_kernels)."""
 
 from __future__ import annotations
 
