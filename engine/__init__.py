@@ -5,10 +5,11 @@
 >>> llm.generate(["Once upon a time"], SamplingParams(max_tokens=32))  # doctest: +SKIP
 """
 
+from engine.beam import Beam, BeamSearchParams
 from engine.executor import Executor
 from engine.llm import LLM
 from engine.outputs import Completion, RequestOutput
 from engine.params import SamplingParams
 from engine.settings import EngineSettings
 
-__all__ = ["LLM", "Completion", "EngineSettings", "Executor", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "Beam", "BeamSearchParams", "Completion", "EngineSettings", "Executor", "RequestOutput", "SamplingParams"]

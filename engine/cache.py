@@ -36,14 +36,17 @@ class KVCache:
         kernels: Kernels,
         dtype: torch.dtype,
         num_host_blocks: int = 0,
+        num_scratch: int = 0,
     ) -> None:
         if num_blocks < 1:
             raise CapacityError(
                 f"the KV cache would have {num_blocks} blocks: the device has no memory left for it"
             )
         self.num_blocks, self.block_size, self.num_host_blocks = num_blocks, block_size, num_host_blocks
+        self.num_scratch = num_scratch
+        """Blocks behind the others that no scheduler knows of."""
         self.kernels = kernels
-        shape = (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim)
+        shape = (num_layers, 2, num_blocks + num_scratch, block_size, num_kv_heads, head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=kernels.device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
         self.host: Tensor | None = None

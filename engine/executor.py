@@ -26,7 +26,7 @@ from engine.pages import Moves, Pages
 from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sampling import Sampler, logprobs
-from engine.sequence import Sequence, Times, make_detokenizer
+from engine.sequence import Sequence, Times, TokenLogprobs, make_detokenizer
 from engine.tokenizer import Tokenizer
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -329,21 +329,25 @@ class Executor:
     def _start(self, forward: Forward) -> None:
         packed = pack(forward.rows, self.block_size)
         logits = self.runner.run(packed)
-        targets = [target for i in packed.order if (target := forward.targets[i]) is not None]
+        self._draw(forward, logits, packed.order)
+        self.runner.sampled()
+
+    def _draw(self, forward: Forward, logits: Tensor, order: list[int]) -> None:
+        """Queue the drawing of a token for every row that is to give one; *order* are the rows of *logits*."""
+        targets = [target for i in order if (target := forward.targets[i]) is not None]
         if any(len(target.sequences) > 1 for target in targets):
             logits = logits[[i for i, target in enumerate(targets) for _ in target.sequences]]
         forward.sampled = [(sequence, target.stop) for target in targets for sequence in target.sequences]
         if forward.sampled:
             forward.tokens = self.sampler.sample(logits, [sequence for sequence, _ in forward.sampled])
         forward.logits = logits
-        self.runner.sampled()
 
     def _land(self, plan: Plan) -> list[Sequence]:
         """Wait for the tokens, hand them out, tell the policy who has ended."""
         touched: list[Sequence] = []
         for forward in plan.forwards:
+            touched += self._deliver(forward)
             if forward.rows:
-                touched += self._deliver(forward)
                 self.runner.finish()
         for request, reason in plan.batch.rejected:
             for sequence in list(request.payload.group):
@@ -367,10 +371,13 @@ class Executor:
             # Cancelled while the device was at it, or a token drawn again that a policy threw away in flight.
             if sequence.finished or len(sequence.tokens) > stop:
                 continue
-            sequence.append(token, logprob, now)
-            extend_content(sequence.content, sequence.tokens, self.block_size)
+            self._append(sequence, token, logprob, now)
             touched.append(sequence)
         return touched
+
+    def _append(self, sequence: Sequence, token: int, logprob: TokenLogprobs | None, now: float) -> None:
+        sequence.append(token, logprob, now)
+        extend_content(sequence.content, sequence.tokens, self.block_size)
 
     def _drop(self, sequence: Sequence, error: str) -> list[Sequence]:
         """The policy will not run *sequence*, for the reason that it gives."""

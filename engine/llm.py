@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+from engine.beam import Beam, BeamSearchParams, beam_search
 from engine.executor import Executor
 from engine.loading import build_runner
 from engine.outputs import Completion, RequestOutput
@@ -21,7 +23,10 @@ from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sequence import Sequence
 from engine.settings import EngineSettings
+from engine.speculative import DraftModel, NgramProposer, SpeculativeExecutor
 from engine.tokenizer import load_tokenizer
+from engine.workers import ParallelRunner, start_workers
+from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Scheduler
 from simulator.scheduling.system import find_system
 
@@ -59,7 +64,9 @@ class LLM:
         self, settings: EngineSettings, system: str | SchedulerFactory, options: dict[str, Any] | None
     ) -> None:
         self.settings = settings
-        self.runner = build_runner(settings)
+        self.runner: ModelRunner = (
+            build_runner(settings) if settings.tensor_parallel_size == 1 else start_workers(settings)
+        )
         self.executor = make_executor(settings, self.runner, system, options)
 
     def generate(
@@ -82,6 +89,15 @@ class LLM:
             for group in groups:
                 self.executor.cancel(group)
         return [self._output(prompt, group) for prompt, group in zip(texts, groups)]
+
+    def beam_search(self, prompts: Rows[Prompt], params: BeamSearchParams) -> list[list[Beam]]:
+        """The best continuations of every prompt, best first."""
+        return beam_search(self.executor, self.run, [self._encode(prompt) for prompt in prompts], params)
+
+    def close(self) -> None:
+        """End the other ranks, where there are any."""
+        if isinstance(self.runner, ParallelRunner):
+            self.runner.close()
 
     def run(self) -> None:
         """Step until nothing is left to do."""
@@ -121,14 +137,35 @@ def make_executor(
         pages: Pages = SchedulerPages(scheduler.blocks.tables, cache.block_size)  # type: ignore[attr-defined]
     else:
         pages = OwnPages(cache.num_blocks, cache.block_size, cache.num_host_blocks)
-    return Executor(
+    common: dict[str, Any] = {
+        "tokenizer": load_tokenizer(settings.directory, config.vocab_size),
+        "eos": frozenset(config.eos_token_ids),
+        "seed": settings.seed,
+    }
+    if not settings.num_speculative_tokens:
+        return Executor(runner, scheduler, pages, **common)
+    return SpeculativeExecutor(
         runner,
         scheduler,
         pages,
-        tokenizer=load_tokenizer(settings.directory, config.vocab_size),
-        eos=frozenset(config.eos_token_ids),
-        seed=settings.seed,
+        proposer=make_proposer(settings, runner),
+        num_tokens=settings.num_speculative_tokens,
+        first_scratch=cache.num_blocks,
+        num_scratch=cache.num_scratch,
+        **common,
     )
+
+
+def make_proposer(settings: EngineSettings, runner: ModelRunner) -> NgramProposer | DraftModel:
+    """Where drafts come from: a draft model over as many blocks as the model has, or n-grams."""
+    if settings.draft_model is None:
+        return NgramProposer(settings.num_speculative_tokens)
+    draft = replace(settings, model=settings.draft_model, num_gpu_blocks=runner.cache.num_blocks, enforce_eager=True)
+    small = build_runner(draft)
+    ours, theirs = runner.decoder.config.vocab_size, small.decoder.config.vocab_size
+    if ours != theirs:
+        raise ConfigurationError(f"draft model: a vocabulary of {theirs} tokens, and the model has {ours}")
+    return DraftModel(small)
 
 
 def make_scheduler(

@@ -41,7 +41,9 @@ def build_runner(settings: EngineSettings, parallel: TensorParallel = SINGLE) ->
     """A runner ready to serve; raises CapacityError where the device has no room for a cache."""
     decoder = build_decoder(settings, parallel)
     num_blocks = settings.num_gpu_blocks or _fitting_blocks(decoder, settings)
-    cache = make_cache(decoder, settings.block_size, num_blocks, settings.swap_space_blocks)
+    cache = make_cache(
+        decoder, settings.block_size, num_blocks, settings.swap_space_blocks, settings.num_scratch_blocks
+    )
     runner = ModelRunner(decoder, cache)
     if not settings.enforce_eager and _capturable(decoder):
         sizes = capture_sizes(min(settings.max_num_seqs, settings.max_num_batched_tokens, 512))
@@ -50,7 +52,9 @@ def build_runner(settings: EngineSettings, parallel: TensorParallel = SINGLE) ->
     return runner
 
 
-def make_cache(decoder: Decoder, block_size: int, num_blocks: int, num_host_blocks: int = 0) -> KVCache:
+def make_cache(
+    decoder: Decoder, block_size: int, num_blocks: int, num_host_blocks: int = 0, num_scratch: int = 0
+) -> KVCache:
     """A cache in the decoder's number format."""
     return KVCache(
         decoder.config.num_layers,
@@ -61,6 +65,7 @@ def make_cache(decoder: Decoder, block_size: int, num_blocks: int, num_host_bloc
         kernels=decoder.kernels,
         dtype=decoder.dtype,
         num_host_blocks=num_host_blocks,
+        num_scratch=num_scratch,
     )
 
 

@@ -61,7 +61,7 @@ class SamplingParams:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
 
 
-MAX_LOGPROBS = 20  # OpenAI's bound for chat; vLLM's default --max-logprobs
+MAX_LOGPROBS = 256  # beam search asks for two per beam; the server allows OpenAI's 20
 RANGES = (
     ("n", 1, 256),
     ("max_tokens", 1, 1 << 31),

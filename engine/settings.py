@@ -46,6 +46,9 @@ class EngineSettings:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
     seed: int = 0
+    num_speculative_tokens: int = 0
+    """Tokens drafted at a time; by *draft_model*, or without one from the text's own n-grams."""
+    draft_model: str | Path | DecoderConfig | ModelSpec | None = None
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
@@ -55,10 +58,18 @@ class EngineSettings:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.num_speculative_tokens and self.tensor_parallel_size > 1:
+            raise ConfigurationError("num_speculative_tokens needs tensor_parallel_size 1")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigurationError(
                 f"gpu_memory_utilization {self.gpu_memory_utilization}: must be in (0, 1]"
             )
+
+    @property
+    def num_scratch_blocks(self) -> int:
+        """Blocks for drafted tokens: room for a draft behind every sequence."""
+        drafted = self.num_speculative_tokens
+        return self.max_num_seqs * (-(-drafted // self.block_size) + 1) if drafted else 0
 
     @property
     def directory(self) -> Path | None:
