@@ -105,6 +105,8 @@ class RadixTree:
     def _key(self, runs: Sequence[Run], i: int, position: int) -> object:
         """What the page at *position* is filed under; run *i* holds *position*."""
         tag, stop = runs[i]
+        if self.page_size == 1:
+            return tag
         end = position + self.page_size
         if stop >= end:
             return tag
@@ -246,12 +248,16 @@ class RadixCache(RadixTree):
         child.time = self.tick()
         return upper
 
-    def insert(self, runs: Sequence[Run], length: int) -> tuple[RadixNode, int]:
-        """Cache the first *length* tokens in whole pages; returns the node of the last one and the tokens
-        found there already.
+    def insert(
+        self, runs: Sequence[Run], length: int, start: RadixNode | None = None
+    ) -> tuple[RadixNode, int]:
+        """Cache the first *length* tokens in whole pages, from *start* on, which is on their path.
+
+        Returns the node of the last one and the tokens found there already.
         """
-        node, i, limit = self.root, 0, self._floor(length)
-        node.time = self.tick()
+        node = start or self.root
+        i, limit = _index(runs, node.end), self._floor(length)
+        self._touch_path(node)
         while (child := self._child(node, runs, i, limit)) is not None:
             child.time = self.tick()
             end = self._agree(child, runs, i, limit)
@@ -264,6 +270,23 @@ class RadixCache(RadixTree):
             node.time = self.tick()
             self._queue(node)
         return node, found
+
+    def part(self, node: RadixNode, length: int) -> None:
+        """Insert the first *length* tokens of *node*'s path once more, so that a node ends there."""
+        last = node
+        while last.start >= length and last.parent is not None:
+            last = last.parent
+        self._touch_path(last)
+        if last.end > length:
+            self._cut(last, length)
+
+    def _touch_path(self, node: RadixNode | None) -> None:
+        path = []
+        while node is not None:
+            path.append(node)
+            node = node.parent
+        for node in reversed(path):
+            node.time = self._clock = self._clock + 1
 
 
 def _index(runs: Sequence[Run], position: int) -> int:

@@ -238,7 +238,9 @@ class Sglang(Scheduler):
     def _admit(self, batch: Batch, budget: PrefillBudget, held: int) -> None:
         """Take waiting requests in order, up to the first that does not fit."""
         waiting = self.waiting.requests
-        while waiting and not budget.spent:
+        if budget.exhausted and not budget.full:
+            return
+        while waiting:
             if len(batch.prefills) >= self._slots(held + len(batch.cached)):
                 self.batch_is_full = True
             if self.batch_is_full:
@@ -336,9 +338,11 @@ class Sglang(Scheduler):
 
     def _launch_prefills(self, batch: Batch) -> None:
         pool = self.pool
-        tokens = sum(chunk for _, chunk, _ in batch.prefills)
-        pages = sum(pool.ceil(context + chunk) - pool.ceil(context) for _, chunk, context in batch.prefills)
-        pool.reserve(tokens if pool.page_size == 1 else tokens + len(batch.prefills) * pool.page_size)
+        tokens = pages = sum([chunk for _, chunk, _ in batch.prefills])
+        if pool.page_size > 1:
+            pages = sum(pool.ceil(context + chunk) - pool.ceil(context) for _, chunk, context in batch.prefills)
+            tokens += len(batch.prefills) * pool.page_size
+        pool.reserve(tokens)
         pool.take(pages)
         self._reopen = self.chunked is not None or not self.decoding.members
         if self.mixed_chunk and self.decoding.members:
@@ -559,6 +563,12 @@ class Sglang(Scheduler):
     @property
     def blocks_cached(self) -> int:
         return (self.pool.available - self.pool.free) // self.pool.page_size
+
+    def levels(self) -> tuple[float, float, float, float, float, float, float]:
+        pool, page = self.pool, self.pool.page_size
+        available = pool.available
+        used, cached = (pool.capacity - available) // page, (available - pool.free) // page
+        return (len(self.waiting.requests), used, cached, *self.waste())
 
     def waste(self) -> tuple[float, float, float, float]:
         pool = self.pool

@@ -163,14 +163,10 @@ class PrefillBudget:
         return self._pool.available - self._current
 
     @property
-    def spent(self) -> bool:
-        """Whether the batch's own limits are used up, memory aside, while memory is left."""
-        return not self.full and self.exhausted
-
-    @property
     def full(self) -> bool:
         """Whether memory is used up."""
-        return self.total <= 0 or self.current <= 0
+        available = self._pool.available
+        return available <= self._total or available <= self._current
 
     @property
     def exhausted(self) -> bool:

@@ -39,7 +39,8 @@ class TokenPool:
     @property
     def available(self) -> int:
         """Tokens that are free or can be evicted."""
-        return self.free + (self.cache.evictable if self.cache else 0)
+        cache = self.cache
+        return self.free if cache is None else self.free + cache.tokens - cache.protected
 
     def ceil(self, tokens: int) -> int:
         """*tokens* rounded up to whole pages."""
@@ -50,7 +51,7 @@ class TokenPool:
     def reserve(self, tokens: int) -> bool:
         """Evict until *tokens* are free, or nothing is left to evict; whether they are."""
         short = tokens - self.free
-        if short > 0 and self.cache:
+        if short > 0 and self.cache is not None:
             self.free += self.cache.evict(short)
         return tokens <= self.free
 
@@ -66,24 +67,24 @@ class TokenPool:
 
     def enter(self, request: Request) -> None:
         """Remember what *request*'s tokens are."""
-        if self.cache:
+        if self.cache is not None:
             request.held = self.cache.runs(request)
 
     def match(self, request: Request, limit: int) -> RadixNode | None:
         """Where the first *limit* tokens of *request* lead in the tree."""
-        return self.cache.match(request.held, limit) if self.cache else None
+        return self.cache.match(request.held, limit) if self.cache is not None else None
 
     def lock(self, request: Request, node: RadixNode | None) -> None:
         """*request* starts from the path to *node*."""
         request.own_node, request.registered = node, 0
-        if self.cache and node:
+        if self.cache is not None and node is not None:
             self.cache.lock(node)
             request.registered = node.end
             self.locked += node.end
 
     def unlock(self, request: Request) -> None:
         """*request* no longer needs its path."""
-        if self.cache and request.own_node:
+        if self.cache is not None and request.own_node is not None:
             self.cache.unlock(request.own_node)
             self.locked -= request.registered
         request.own_node, request.registered = None, 0
@@ -94,13 +95,13 @@ class TokenPool:
         The leaf is split at the end of the prompt, so that outputs can be evicted without it.
         """
         cache = self.cache
-        if not cache or length <= 0:
+        if cache is None or length <= 0:
             return
         runs: list[tuple[tuple[int, int], int]] = request.held
-        node, found = cache.insert(runs, length)
+        node, found = cache.insert(runs, length, request.own_node)
         prompt = request.prompt_length - request.prompt_length % self.page_size
         if 0 < prompt < node.end:
-            cache.insert(runs, prompt)
+            cache.part(node, prompt)
         cache.lock(node)
         if request.own_node:
             cache.unlock(request.own_node)
