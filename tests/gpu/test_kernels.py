@@ -104,36 +104,44 @@ def test_a_captured_decode_follows_new_lengths():
             assert_close(out, expected)
 
 
-def test_a_decode_layer_can_be_captured():
+class DecodeStep:
+    """The operators of a decode step, on inputs that stay where they are."""
+
+    def __init__(self, kernels) -> None:
+        self.kernels = kernels
+        self.q, self.k, self.v, self.table, self.lens = decode_inputs([100, 30])
+        self.new = torch.randn(2, 2, 128, device="cuda", dtype=torch.bfloat16)
+        self.slots = torch.tensor([-1, 5], device="cuda")
+        self.x = torch.randn(2, 1024, device="cuda", dtype=torch.bfloat16)
+        self.weight = torch.rand(1024, device="cuda", dtype=torch.bfloat16)
+        angles = torch.randn(128, 64, device="cuda")
+        self.cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        self.positions = self.lens.long()
+        self.heat = torch.tensor([0.0, 0.8], device="cuda")
+        self.seeds = torch.tensor([3, 4], device="cuda")
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        kernels, query, key = self.kernels, self.q.clone(), self.new.clone()
+        kernels.rope(query, key, self.positions, self.cos_sin)
+        kernels.kv_write(key, self.new, self.k, self.v, self.slots)
+        out = torch.empty_like(query)
+        kernels.decode_attention(out, query, self.k, self.v, self.table, self.lens, 0.09, 112)
+        normed, total = kernels.add_rms_norm(self.x, out.view(2, 1024), self.weight, 1e-5)
+        logits = kernels.silu_mul(normed + total)
+        return kernels.sample(logits, temperature=self.heat, seeds=self.seeds, steps=self.seeds), logits
+
+
+def test_a_decode_step_can_be_captured():
     """All operators of a decode step in one graph give what they give outside it."""
     for backend in ("cuda", "triton"):
         kernels = kernels_or_skip(backend, torch.bfloat16)
         assert kernels.graph_safe
-        q, k, v, table, lens = decode_inputs([100, 30])
-        new = torch.randn(2, 2, 128, device="cuda", dtype=torch.bfloat16)
-        slots = torch.tensor([-1, 5], device="cuda")
-        x = torch.randn(2, 1024, device="cuda", dtype=torch.bfloat16)
-        weight = torch.rand(1024, device="cuda", dtype=torch.bfloat16)
-        angles = torch.randn(128, 64, device="cuda")
-        cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        heat = torch.tensor([0.0, 0.8], device="cuda")
-        seeds = torch.tensor([3, 4], device="cuda")
-
-        def step(kernels=kernels, q=q, k=k, v=v, table=table, lens=lens):
-            query = q.clone()
-            kernels.rope(query, new.clone(), lens.long(), cos_sin)
-            kernels.kv_write(new, new, k, v, slots)
-            out = torch.empty_like(q)
-            kernels.decode_attention(out, query, k, v, table, lens, 0.09, 112)
-            normed, total = kernels.add_rms_norm(x, out.view(2, 1024), weight, 1e-5)
-            logits = kernels.silu_mul(normed + total)
-            return kernels.sample(logits, temperature=heat, seeds=seeds, steps=seeds), logits
-
-        eager = step()
+        step = DecodeStep(kernels)
+        eager = step.run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = step()
+            captured = step.run()
         graph.replay()
         assert torch.equal(captured[0], eager[0]) and torch.equal(captured[1], eager[1])
 
@@ -154,10 +162,11 @@ def test_launches_go_to_the_current_stream():
 
 def test_many_long_sequences():
     """Shapes of a benchmark: more blocks than fit at a time, splits of several tiles, skewed lengths."""
+    torch_form = kernels_or_skip("torch", torch.bfloat16)
     for group in (1, 4, 8):
         inputs = decode_inputs([8192, 1, 5000, 4097] * 4, kv_heads=8, group=group)
         expected = torch.empty_like(inputs[0])
-        kernels_or_skip("torch", torch.bfloat16).decode_attention(expected, *inputs, 0.09, 8192)
+        torch_form.decode_attention(expected, *inputs, 0.09, 8192)
         for backend in ("cuda", "triton"):
             out = torch.empty_like(expected)
             kernels_or_skip(backend, torch.bfloat16).decode_attention(out, *inputs, 0.09, 8192)
