@@ -182,17 +182,21 @@ class StepTime:
         return self._row_table[rows]
 
     def _table(self, counts: Array, axis: str) -> array[float]:
-        total = np.zeros_like(counts)
+        total, floor = np.zeros_like(counts), np.zeros_like(counts)
         for operator in self.operators:
             if (operator.axis == "rows") == (axis == "rows"):
                 total += self._operator_seconds(operator, counts)
-        if axis == "tokens":
-            total += self.model.num_layers * self.traits.layer_overhead_s
+                floor += operator.seconds(self._ideal_laws, self._local(operator, counts))
+        if axis == "tokens":  # a negative overhead (launches that overlap) cannot hide the work itself
+            total = np.maximum(total + self.model.num_layers * self.traits.layer_overhead_s, floor)
         return array("d", [0.0, *total.tolist()])
 
     def _operator_seconds(self, operator: Operator, counts: Array) -> Array:
-        local = counts if operator.axis == "all_tokens" else np.ceil(counts / self.parallelism.dp)
-        return np.asarray(floored(operator, self.laws, self._ideal_laws, local))
+        return np.asarray(floored(operator, self.laws, self._ideal_laws, self._local(operator, counts)))
+
+    def _local(self, operator: Operator, counts: Array) -> Array:
+        """What one rank sees of *counts* rows of the replica's batch."""
+        return counts if operator.axis == "all_tokens" else np.ceil(counts / self.parallelism.dp)
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         """Seconds by operator family; ``host`` is what the device waits for. Sums to `seconds`."""

@@ -29,7 +29,8 @@ class HostTraits:
     """Host and launch behaviour of one system; seconds.
 
     *graph_sizes* are the captured batch sizes in rising order (empty: no graphs), *mixed_graph* whether
-    batches with prefills are replayed piecewise up to the largest of them, and padded.
+    batches with prefills are replayed piecewise up to the largest of them, and padded. *layer_overhead_s* is
+    negative where kernels of one graph overlap more than their laws, each measured alone, lose in launches.
     """
 
     per_step_s: float = 0.0

@@ -230,6 +230,13 @@ def test_expert_parallel_attention_data_parallel_step():
     assert np.isfinite(spread.seconds(0, 0, [(4096, 0)] * 16))
 
 
+def test_overlap_of_launches_cannot_hide_the_work():
+    model, laws = load_model("llama-3.1-8b"), devices.Efficient(devices.ideal())
+    step = StepTime(model, laws, traits=HostTraits(layer_overhead_s=-1.0))
+    assert step.seconds(8, 8000) >= step.floor(8, 8000)
+    assert step.seconds(8, 8000) < StepTime(model, laws, traits=HostTraits()).seconds(8, 8000)
+
+
 def test_pipeline_stages_hand_activations_on():
     model, laws = load_model("llama-3.1-8b"), devices.ideal()
     one, two = (StepTime(model, laws, Parallelism(pp=pp), HostTraits()) for pp in (1, 2))
