@@ -72,9 +72,6 @@ class Replica:
         self.series = StepSeries(
             num_gpu_blocks=scheduler.num_blocks, block_size=scheduler.decoding.block_size, replica=index
         )
-        self.num_iterations = 0
-        self.busy_seconds = 0.0
-        """Seconds spent in iterations."""
         self._ends: list[tuple[int, int, Request]] = []
         self._num_ends = 0
         self._inflight: deque[Batch] = deque()
@@ -84,7 +81,7 @@ class Replica:
         self._lagging: dict[Request, float] = {}  # sequences that missed an iteration, and their last token's time
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
         self._siblings: dict[int, int] = {}  # samples of a request that still run
-        self._append = self.series.append
+        self._quiet = scheduler.quiet
         self._wake: simpy.Event | None = None
         self._sleeping = False
         self.process = env.process(self._run())
@@ -94,7 +91,7 @@ class Replica:
     def _run(self) -> Generator[simpy.Event, Any, None]:
         env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
         schedule, levels, depth, timeout = scheduler.schedule, scheduler.levels, scheduler.depth, env.timeout
-        step_seconds = self.steptime.seconds
+        step_seconds, stepped, note = self.steptime.seconds, self.stepped, self.series.append
         now, ahead = env.now, 0
         while True:
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
@@ -117,11 +114,13 @@ class Replica:
                 continue
             batch = inflight.popleft()
             level = levels()
+            decodes, prefills, n = batch.num_decodes, batch.prefills, 1
             if batch.repeatable:
-                seconds = step_seconds(batch.num_decodes, batch.decode_context)
-                n = 1 if self.stepped else self._repeats(batch, seconds, now)
+                seconds = step_seconds(decodes, batch.decode_context)
+                if not stepped and (not inflight or inflight[-1].num_decodes == decodes):
+                    n = self._repeats(batch, seconds, now)
             else:
-                seconds, n = self._step_seconds(batch), 1
+                seconds = self._step_seconds(batch)
             if n > 1:
                 durations = self._durations(batch, now, n)
                 if self.open:
@@ -131,7 +130,27 @@ class Replica:
                 self._note_gaps(batch, durations, now)
             elif self.open:
                 yield timeout(seconds)
-            self._note(batch, now, seconds, n, level)
+            chunks = 0
+            for _, chunk, _ in prefills:
+                chunks += chunk
+            waiting, used, cached, reserved, internal, external, shared = level
+            note(
+                now,
+                seconds,
+                n,
+                decodes + len(prefills),
+                waiting,
+                decodes,
+                chunks,
+                n * decodes + len(batch.joining),
+                used,
+                cached,
+                len(batch.preempted),
+                reserved,
+                internal,
+                external,
+                shared,
+            )
             now += seconds
             ahead += 1
             if not self.open and (ahead > RUN_AHEAD or now > self.horizon):
@@ -187,9 +206,7 @@ class Replica:
         if not inflight:
             return self.scheduler.repeats(batch, limit)
         following = inflight[-1]  # decided before this one ends: it must be the same, one token on
-        if not following.repeatable or following.num_decodes != batch.num_decodes:
-            return 1
-        return self.scheduler.repeats(following, limit)
+        return self.scheduler.repeats(following, limit) if following.repeatable else 1
 
     def _durations(self, batch: Batch, now: float, n: int) -> Any:
         """Seconds of *n* iterations of *batch*, or of fewer if an arrival comes in between."""
@@ -319,16 +336,19 @@ class Replica:
 
     def _complete(self, batch: Batch, now: float) -> None:
         """*batch* has run: hand out its tokens, end what ended, tell the policy."""
-        for request in batch.suspended:
-            self._suspend(request)
+        if batch.suspended:
+            for request in batch.suspended:
+                self._suspend(request)
         if batch.num_decodes:
             if self._fresh or self._lagging or batch.stalled:
                 self._deliver_late(batch, now)
             elif self._live > 0:
                 self.itl.add(now - self._last_decode, self._live)
             self._last_decode = now
-        ended: list[Request] = []
         ends, iteration = self._ends, batch.iteration
+        if self._quiet and not batch.joining and (not ends or ends[0][0] > iteration):
+            return
+        ended: list[Request] = []
         while ends and ends[0][0] <= iteration:
             _, ticket, request = heapq.heappop(ends)
             if request.ticket == ticket:
@@ -337,7 +357,7 @@ class Replica:
             self._first_token(request, now, ended)
         for request in ended:
             self._leave(request, now)
-        if ended or not self.scheduler.quiet:
+        if ended or not self._quiet:
             self.scheduler.commit(batch, ended, now)
 
     def _suspend(self, request: Request) -> None:
@@ -398,32 +418,6 @@ class Replica:
 
     # the run over time
 
-    def _note(self, batch: Batch, start: float, seconds: float, n: int, levels: tuple[Any, ...]) -> None:
-        self.num_iterations += n
-        self.busy_seconds += seconds
-        tokens = 0
-        for _, chunk, _ in batch.prefills:
-            tokens += chunk
-        waiting, used, cached, reserved, internal, external, shared = levels
-        decodes = batch.num_decodes
-        self._append(
-            start,
-            seconds,
-            n,
-            decodes + len(batch.prefills),
-            waiting,
-            decodes,
-            tokens,
-            n * decodes + len(batch.joining),
-            used,
-            cached,
-            len(batch.preempted),
-            reserved,
-            internal,
-            external,
-            shared,
-        )
-
     def _note_gaps(self, batch: Batch, durations: Any, start: float) -> None:
         """Gaps of all repeated iterations but the last, which `_complete` notes when it ends."""
         first = start + float(durations[0])
@@ -437,7 +431,7 @@ class Replica:
 
     def _note_idle(self, now: float) -> None:
         waiting, used, cached, *waste = self.scheduler.levels()
-        self._append(now, 0.0, 0, self.scheduler.num_running, waiting, 0, 0, 0, used, cached, 0, *waste)
+        self.series.append(now, 0.0, 0, self.scheduler.num_running, waiting, 0, 0, 0, used, cached, 0, *waste)
 
 
 def _own_content(index: int) -> int:

@@ -146,7 +146,7 @@ def simulate(
         records, itl, series, goodput=goodput, percentiles=percentiles, end_time=until,
         injected=None if until is not None else len(trace),
     )
-    iterations = sum(replica.num_iterations for replica in cluster.replicas)
+    iterations = int(sum(replica.series.sum("iterations") for replica in cluster.replicas))
     return Result(trace, resolved, records, series, itl, summary, iterations)
 
 

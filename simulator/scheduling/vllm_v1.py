@@ -144,7 +144,7 @@ class VllmV1(Scheduler):
         decoding = self.decoding
         if self._limits and self._limits[0][0] <= decoding.iteration:
             self._drain_limits()
-        if not self.explicit and self._all_fit():
+        if not self.explicit and (not self.running or self._all_fit()):
             budget = self._run_all(batch)
         else:
             budget = self._run_in_order(batch)
