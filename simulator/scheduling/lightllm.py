@@ -211,18 +211,16 @@ class Lightllm(Scheduler):
 
     def _step_tokens(self) -> int:
         """Tokens that the batch and the planned requests compute next, a chunk each."""
-        return len(self.decoding) + sum(
-            min(r.prompt_length + r.generated - r.computed, self.chunk) for r in self._not_decoding()
-        )
+        tokens, chunk = len(self.decoding), self.chunk
+        for request in self._not_decoding():
+            missing = request.prompt_length + request.generated - request.computed
+            tokens += missing if missing < chunk else chunk
+        return tokens
 
-    def _not_decoding(self) -> dict[Request, None]:
-        """The rest of the batch, and what is planned for it; complete ones may have been paused and planned
-        again.
-        """
-        rest = dict.fromkeys((*self._prefilling, *self._merged, *self.planned))
-        for request in self._ended:
-            if request in self.running:
-                rest[request] = None
+    def _not_decoding(self) -> list[Request]:
+        """The rest of the batch, and what is planned for it; complete ones may be paused, or planned again."""
+        rest = [*self._prefilling, *self._merged, *self.planned]
+        rest += [r for r in self._ended if r in self.running and r not in self._merged]
         return rest
 
     # planning
@@ -234,24 +232,25 @@ class Lightllm(Scheduler):
             limit = min(limit, max(int(1.1 * generated), self.max_new_token_len))
         known = request.prompt_length + generated
         chunks = -(-(known - computed) // self.chunk)
-        left = max(0, chunks * (self.max_wait + 1) + limit - generated - 1)
-        return max(known, computed) + 1, left + ADDED_OUTPUT_LEN
+        left = chunks * (self.max_wait + 1) + limit - generated - 1
+        return known + 1, (left if left > 0 else 0) + ADDED_OUTPUT_LEN
 
     def _plan(self, batch: Batch) -> None:
         """Take waiting requests in order up to the first that does not fit, for the next iteration."""
         planned: list[Request] = []
-        if self.waiting and len(self.running) + len(self.planned) + len(self.paused) < self.max_num_seqs:
+        waiting = self.waiting
+        if waiting and len(self.running) + len(self.planned) + len(self.paused) < self.max_num_seqs:
             busy = self._is_busy()
             tokens, others = self._step_tokens(), self._others(busy)
-            while self.waiting:
-                request = self.waiting[0]
+            while waiting:
+                request = waiting[0]
                 tokens += min(request.prompt_length + request.generated, self.chunk)
                 others.append(self._future(request, request.computed, request.generated, busy=busy))
                 if tokens > self.batch_max_tokens or not self._has_place(request, len(planned)):
                     break
                 if self._peak_of(others, busy) >= self.pool.capacity:
                     break
-                planned.append(self.waiting.popleft())
+                planned.append(waiting.popleft())
                 self.paused.pop(request, None)
         self.planned += planned
         self._note(batch, "planned", planned)

@@ -10,7 +10,8 @@ counter both are constants, and so is the peak. Only a candidate that waits chan
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,36 +35,38 @@ class PeakEstimate:
     """The decoding sequences, by the iteration *end* at which they may end and the tokens they *start* from.
 
     At iteration *i* of the decode counter such a sequence holds ``start + i`` tokens and runs ``end - i``
-    more iterations.
+    more iterations. Both columns are kept in the order of the ends, the latest first.
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int]] = []  # (-end, start)
-        self._arrays: tuple[Ints, Ints] | None = None
+        self._ends = array("q")  # negative, so that they ascend
+        self._starts = array("q")
 
     def join(self, start: int, end: int) -> None:
         """A sequence decodes from now on."""
-        insort(self._rows, (-end, start))
-        self._arrays = None
+        at = bisect_left(self._ends, -end)
+        self._ends.insert(at, -end)
+        self._starts.insert(at, start)
 
     def leave(self, start: int, end: int) -> None:
         """It decodes no more."""
-        del self._rows[bisect_left(self._rows, (-end, start))]
-        self._arrays = None
+        at = self._starts.index(start, bisect_left(self._ends, -end))
+        del self._ends[at], self._starts[at]
 
     def _columns(self) -> tuple[Ints, Ints]:
-        if self._arrays is None:
-            rows = np.array(self._rows, dtype=np.int64).reshape(-1, 2)
-            self._arrays = (-rows[:, 0], rows[:, 1])
-        return self._arrays
+        """Ends and starts; copies, because the columns cannot grow while they are looked at."""
+        ends = np.array(self._ends, dtype=np.int64)
+        return np.negative(ends, out=ends), np.array(self._starts, dtype=np.int64)
 
     def with_others(self, iteration: int, others: Sequence[tuple[int, int]]) -> int:
         """The peak of the decoding sequences and of *others*, pairs of (held, left)."""
         ends, starts = self._columns()
-        more = np.array(others, dtype=np.int64).reshape(-1, 2)
-        held = np.concatenate((starts + iteration, more[:, 0]))
-        left = np.concatenate((ends - iteration, more[:, 1]))
-        return peak_tokens(held, left)
+        starts += iteration
+        ends -= iteration
+        if others:
+            more = np.array(others, dtype=np.int64)
+            starts, ends = np.concatenate((starts, more[:, 0])), np.concatenate((ends, more[:, 1]))
+        return peak_tokens(starts, ends)
 
     def iterations_until(self, iteration: int, held: int, left: int, capacity: int, limit: int) -> int:
         """How many iterations, at most *limit*, until a candidate's peak is below *capacity*."""
