@@ -218,7 +218,7 @@ class Lightllm(Scheduler):
         return tokens
 
     def _not_decoding(self) -> list[Request]:
-        """The rest of the batch, and what is planned for it; complete ones may be paused, or planned again."""
+        """The rest of the batch, and what is planned for it; complete ones may be paused or planned again."""
         rest = [*self._prefilling, *self._merged, *self.planned]
         rest += [r for r in self._ended if r in self.running and r not in self._merged]
         return rest
