@@ -14,7 +14,7 @@ __all__ = ["GroupDriver"]
 
 
 class GroupDriver:
-    """Adds the requests of *case* when they arrive and ends every sequence after its recorded number of tokens."""
+    """Adds the requests of *case* when they arrive and ends their sequences after the recorded tokens."""
 
     def __init__(self, case: Case, scheduler: PagedScheduler) -> None:
         self.case = case
@@ -24,7 +24,7 @@ class GroupDriver:
         self._left: dict[int, int] = {}
 
     def run(self) -> Iterator[tuple[dict[str, Any], Batch | None, list[str]]]:
-        """(recorded step, our batch, ids that finished with it) for every recorded step; the state is that after it."""
+        """(recorded step, our batch, ids that finished with it); the scheduler is in the state after it."""
         arrivals = list(enumerate(self.case.requests))
         arrivals.reverse()
         for theirs in self.case.steps:
@@ -41,7 +41,7 @@ class GroupDriver:
         if not isinstance(batch, Batch):
             return []
         scheduler = self.scheduler
-        produced = dict.fromkeys((*(batch.decodes or ()), *batch.joining))
+        produced = (*(batch.decodes or ()), *batch.joining)
         ended = [r for r in produced if scheduler.decoding.generated(r) == self.outputs[r.index]]
         scheduler.commit(batch, ended, step)
         finished = []
@@ -54,18 +54,27 @@ class GroupDriver:
 
     def scheduled(self, batch: Batch) -> dict[str, int]:
         """Tokens of a prompt chunk, or the number of decoding sequences, by request."""
-        prefilling = {sequence for sequence, _, _ in batch.prefills}
         counts: dict[str, int] = {}
-        for request in batch.decodes or ():
-            if request not in prefilling:
-                counts[self.ids[request.index]] = counts.get(self.ids[request.index], 0) + 1
-        for request, chunk, _ in batch.prefills:
+        for request in (*(batch.decodes or ()), *resumed(batch)):
+            counts[self.ids[request.index]] = counts.get(self.ids[request.index], 0) + 1
+        for request, chunk, _ in self.prompts(batch):
             counts[self.ids[request.index]] = chunk
         return counts
+
+    def prompts(self, batch: Batch) -> list[tuple[Request, int, int]]:
+        """Chunks of prompts; a sequence just swapped in is not one."""
+        back = set(resumed(batch))
+        return [prefill for prefill in batch.prefills if prefill[0] not in back]
 
     def preempted(self, batch: Batch) -> list[str]:
         """Requests that were preempted, in order."""
         return list(dict.fromkeys(self.ids[request.index] for request in batch.preempted))
+
+
+def resumed(batch: Batch) -> list[Request]:
+    """Sequences that *batch* swapped in: they compute one token each."""
+    found: list[Request] = (batch.notes or {}).get("resumed", [])
+    return found
 
 
 def _request(index: int, r: dict[str, Any]) -> Request:

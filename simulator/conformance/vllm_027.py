@@ -42,7 +42,7 @@ def replay(case: Case) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _decisions(driver: GroupDriver, batch: Batch) -> dict[str, Any]:
-    prompts = bool(batch.prefills or batch.rejected)
+    prompts = bool(driver.prompts(batch) or batch.rejected)
     tokens = batch.num_tokens + batch.padded_tokens
     return {
         "prompt_run": prompts,

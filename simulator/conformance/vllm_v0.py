@@ -50,8 +50,9 @@ def _scheduler(config: dict[str, Any]) -> VllmV0:
 
 def _decisions(driver: GroupDriver, batch: Batch) -> dict[str, Any]:
     scheduled = driver.scheduled(batch)
-    prompts = {driver.ids[sequence.index] for sequence, _, _ in batch.prefills}
-    forced = (batch.notes or {}).get("forced", 0)  # the release does not count those that made way
+    prompts = {driver.ids[sequence.index] for sequence, _, _ in driver.prompts(batch)}
+    notes: dict[str, Any] = batch.notes or {}
+    forced = notes.get("forced", 0)  # the release does not count those that made way
     return {
         "scheduled": scheduled,
         "is_prefill": {id: id in prompts for id in scheduled},

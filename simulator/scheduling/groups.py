@@ -1,11 +1,13 @@
 """Sequences of one prompt: parallel samples and beams share its blocks until they write.
 
-A request with *n* samples is one `SequenceGroup`. Its prompt is computed once; then the sequence forks. Forked sequences
-share every block there is, and the first to write into a shared, partly filled block gets a copy of it (copy-on-write,
-vLLM paper, sec. 4.4). Full blocks stay shared until the last sequence over them ends.
+A request with *n* samples is one `SequenceGroup`. Its prompt is computed once; then the sequence forks.
+Forked sequences share every block there is, and the first to write into a shared, partly filled block gets
+a copy of it (copy-on-write, vLLM paper, sec. 4.4). Full blocks stay shared until the last sequence over
+them ends.
 
-Blocks are counted, not listed: what sequences share is a chain of `Branch` objects, each a run of blocks after its
-parent's; what a sequence holds beyond its branch is its own. So a fork, a copy and an end cost the same at any length.
+Blocks are counted, not listed: what sequences share is a chain of `Branch` objects, each a run of blocks
+after its parent's; what a sequence holds beyond its branch is its own. So a fork, a copy and an end cost
+the same at any length.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ __all__ = ["Branch", "SequenceGroup", "Sharing"]
 class SequenceGroup:
     """The sequences of *leader*'s prompt, at most *size* at a time.
 
-    ``live`` are those that have not ended; before the fork that is the leader alone. With *beam* the executor decides
-    after every token which sequences fork and which are dropped, so that the group keeps *size* seats to its end.
+    ``live`` are those that have not ended; before the fork that is the leader alone. With *beam* the
+    executor decides after every token which sequences fork and which are dropped, so that the group keeps
+    *size* seats to its end.
     """
 
     __slots__ = ("beam", "forked", "leader", "live", "num_forks", "size")
@@ -61,7 +64,7 @@ class SequenceGroup:
 
 
 class Branch:
-    """Shared blocks that follow those of *parent*, up to block *end*; ``refs`` sequences and branches stand on them."""
+    """Shared blocks after those of *parent*, up to block *end*; ``refs`` count what stands on them."""
 
     __slots__ = ("end", "holder", "parent", "refs")
 

@@ -1,37 +1,36 @@
-"""What vLLM's V0 schedulers have in common: paged memory with sharing, preemption and swapping.
+"""What vLLM's V0 schedulers do to requests: admit, decode, preempt, swap, end.
 
-Three queues of requests: waiting, running, swapped. A prompt gets blocks for all its tokens when it is admitted, and
-admission keeps a watermark (1 %) of the blocks free. A decoding request then asks for one free block for each
-of its sequences, whether or not it needs one; where that fails, the last of the running ones is preempted: a single
-sequence loses its blocks and is computed again (recompute), several are moved to the host (swap).
+Three queues: waiting, running, swapped. Where a running request finds no free block, the last of the
+running ones is preempted: a single sequence loses its blocks and is computed again (recompute), several
+move to the host (swap) and return, before any new prompt, when there is room. Which queue goes first is a
+release's own matter.
 
-Sources: vLLM 0.2.7 and 0.6.3 (core/scheduler.py, core/block_manager.py, core/block_manager_v2.py); SOSP 2023, sec. 4.5.
+Sources: vLLM 0.2.7 and 0.6.3, core/scheduler.py; Kwon et al., SOSP 2023, sec. 4.5.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 from simulator.errors import CapacityError, ConfigurationError
-from simulator.scheduling.base import Batch, Scheduler
-from simulator.scheduling.blocks import BlockManager, Span
-from simulator.scheduling.groups import SequenceGroup, Sharing
+from simulator.scheduling.base import Batch
+from simulator.scheduling.groups import SequenceGroup
+from simulator.scheduling.paged_memory import PagedMemory
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, Request
-from simulator.scheduling.swap import SwapSpace
 
 __all__ = ["PagedScheduler"]
 
 
-class PagedScheduler(Scheduler):
-    """Queues, blocks and what happens to them; a subclass decides in which order.
+class PagedScheduler(PagedMemory):
+    """Queues and what happens to them; a subclass decides in which order.
 
     ``running``, ``waiting`` and ``swapped`` hold requests (leaders of their groups); `DecodeSet` and
-    `Batch` hold sequences. *num_cpu_blocks* is the swap space.
+    `Batch` hold sequences. A sequence that was swapped in is in ``prefills`` of that batch, with one token.
+    *num_cpu_blocks* is the swap space.
     """
-
-    forks = True
 
     def __init__(
         self,
@@ -47,29 +46,26 @@ class PagedScheduler(Scheduler):
         explicit: bool = False,
         track_ids: bool = False,
     ) -> None:
-        super().__init__(max_num_seqs=max_num_seqs, block_size=block_size, explicit=explicit or track_ids)
+        super().__init__(
+            num_gpu_blocks=num_gpu_blocks,
+            num_cpu_blocks=num_cpu_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            watermark=watermark,
+            enable_prefix_caching=enable_prefix_caching,
+            explicit=explicit,
+            track_ids=track_ids,
+        )
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigurationError(
-                f"max_num_batched_tokens {max_num_batched_tokens}: must be at least max_num_seqs {max_num_seqs}"
+                f"max_num_batched_tokens {max_num_batched_tokens}: at least max_num_seqs {max_num_seqs}"
             )
-        self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
-        self.track_ids = track_ids
-        self.blocks = BlockManager(
-            num_gpu_blocks, block_size, prefix_caching=enable_prefix_caching, track_ids=track_ids
-        )
-        self.watermark_blocks = int(watermark * num_gpu_blocks)
-        self.swap = SwapSpace(num_cpu_blocks)
-        self.sharing = Sharing(self.blocks)
         self.waiting: deque[Request] = deque()
         self.swapped: deque[Request] = deque()
-        self._prefilling: dict[Request, None] = {}
         self._seats = 0  # sequences that running requests count for
-        self._widest = 1  # most blocks that one request may ask for at once
-        self._uncopied: dict[Request, None] = {}  # groups that forked and have not written since
         self._recomputed: list[Request] = []  # preempted in this step, the last one of the queue first
-        self._new_spans: set[Span] = set()  # content whose KV this step computes
 
     # arrivals
 
@@ -90,49 +86,12 @@ class PagedScheduler(Scheduler):
         if self.track_ids:
             raise ConfigurationError(f"n {group.size}: block tables are not tracked for several samples")
 
-    def _touch_limit(self, size: int) -> int:
-        """Most free blocks that *size* sequences may ask for before one decode iteration."""
-        return size
-
-    @staticmethod
-    def _members(leader: Request) -> Collection[Request]:
-        """The sequences of a request that have not ended."""
-        group: SequenceGroup | None = leader.group
-        return (leader,) if group is None else group.live
-
-    def _sole(self, leader: Request) -> Request:
-        """The only sequence of a request that is to be computed as a prompt."""
-        return next(iter(self._members(leader)))
-
-    @staticmethod
-    def _leader(sequence: Request) -> Request:
-        group: SequenceGroup | None = sequence.group
-        return sequence if group is None else group.leader
-
-    @staticmethod
-    def _num_seats(leader: Request) -> int:
-        group: SequenceGroup | None = leader.group
-        return 1 if group is None else group.seats
-
     # admission
-
-    def _fits(self, leader: Request) -> bool | None:
-        """Whether the prompt gets its blocks now; None: never. The prefix cache does not count (0.6.3)."""
-        need = -(-self._sole(leader).target // self.block_size)
-        if self.blocks.num_blocks - need < self.watermark_blocks:
-            return None
-        return self.blocks.num_free - need >= self.watermark_blocks
 
     def _reject(self, batch: Batch, leader: Request, reason: str) -> None:
         for sequence in self._members(leader):
             sequence.status = FINISHED
         batch.rejected.append((leader, reason))
-
-    def _no_room(self, leader: Request) -> str:
-        return (
-            f"{self._sole(leader).target} tokens never fit in {self.blocks.num_blocks} blocks of {self.block_size}"
-            f" with {self.watermark_blocks} kept free"
-        )
 
     def _start(self, batch: Batch, leader: Request) -> Request:
         """Admit *leader*: all its prompt's blocks are taken here."""
@@ -150,25 +109,8 @@ class PagedScheduler(Scheduler):
         self._seats += self._num_seats(leader)
         return sequence
 
-    def _reuse(self, sequence: Request) -> None:
-        """Share cached blocks. What this step computes is shared too but not yet computed; nor is the last block skipped."""
-        hit = self.blocks.match(sequence, sequence.target)
-        self.blocks.touch(sequence, hit)
-        known = hit.blocks
-        for span, lo, _ in hit.parts:
-            if span in self._new_spans:
-                known = lo
-                break
-        sequence.cached_tokens = min(known, (sequence.target - 1) // self.block_size) * self.block_size
-
-    def _offer(self, sequence: Request) -> None:
-        """Full blocks are matchable from their allocation on."""
-        before = sequence.registered
-        self.blocks.register(sequence, sequence.target)
-        self._new_spans.update(span for span, _, hi in sequence.held if hi > before)
-
     def _compute(self, batch: Batch, sequence: Request, chunk: int) -> None:
-        """*sequence* computes its next *chunk* tokens, less what the cache has; one token is always computed."""
+        """*sequence* computes its next *chunk* tokens, less what the cache has, but one at least."""
         context = sequence.computed
         sequence.computed = end = context + chunk
         context = min(max(context, sequence.cached_tokens), end - 1)
@@ -194,72 +136,7 @@ class PagedScheduler(Scheduler):
                     for _ in range(group.size - 1):
                         batch.joining.append(self.fork(sequence))
 
-    # forks and drops
-
-    def fork(self, parent: Request, id: str | None = None) -> Request:
-        """A new sequence of *parent*'s group that shares everything with it and decodes beside it.
-
-        For beam search the executor calls this, and `drop`, after a batch has run and before its `commit`.
-        """
-        tokens = self.decoding.tokens(parent)
-        self.decoding.leave(parent)
-        group: SequenceGroup = parent.group
-        child = group.child(parent, id=id)
-        self.sharing.fork(parent, child, tokens)
-        self.decoding.join(parent)
-        self.decoding.join(child)
-        if tokens % self.block_size:
-            self._uncopied[group.leader] = None
-        if len(group.live) > group.size:
-            self._widest = max(self._widest, self._touch_limit(len(group.live)))
-        return child
-
-    def drop(self, sequence: Request) -> None:
-        """A beam is given up: its own blocks return."""
-        self._end(sequence)
-
-    # running
-
-    def _can_append(self, leader: Request) -> bool:
-        """One free block for each sequence, needed or not."""
-        return len(self._members(leader)) <= self.blocks.num_free
-
-    def _append(self, batch: Batch, leader: Request, steps: int = 1) -> None:
-        """Slots for the next *steps* tokens of every sequence of *leader*."""
-        self._uncopied.pop(leader, None)
-        for sequence in self._members(leader):
-            tokens = self._num_tokens(sequence)
-            if sequence.state is not None and self.sharing.writes_shared(sequence, tokens):
-                self.sharing.copy(sequence)
-                batch.blocks_copied += 1
-            sequence.num_blocks = self.sharing.own(sequence, tokens)
-            self.blocks.grow(sequence, tokens + steps - self.sharing.start(sequence) * self.block_size)
-
-    def _num_tokens(self, sequence: Request) -> int:
-        return self.decoding.tokens(sequence) if sequence in self.decoding else sequence.computed
-
-    def _num_slots(self, sequence: Request) -> int:
-        """Tokens that *sequence* has blocks for: from its admission on, those of its whole prompt."""
-        return max(self._num_tokens(sequence), sequence.target)
-
-    def _all_fit(self, steps: int = 1) -> bool:
-        """Whether every running request surely gets its slots, so that nobody's turn matters."""
-        need = self.decoding.blocks_over(steps) + self._widest
-        for leader in self._uncopied:
-            need += len(self._members(leader))
-        return need <= self.blocks.num_free
-
-    def _append_all(self, batch: Batch, steps: int = 1) -> None:
-        """The same as `_append` for all, without looking at each."""
-        need = self.decoding.blocks_over(steps)
-        if need:
-            self.blocks.take(need)
-        for leader in self._uncopied:
-            for sequence in self._members(leader):
-                if self.sharing.writes_shared(sequence, self.decoding.tokens(sequence)):
-                    self.sharing.copy(sequence)
-                    batch.blocks_copied += 1
-        self._uncopied.clear()
+    # decoding
 
     def _count_decodes(self, batch: Batch, left_out: Iterable[Request] = ()) -> None:
         """One decode iteration of all decoding sequences but those of the requests *left_out*."""
@@ -318,19 +195,9 @@ class PagedScheduler(Scheduler):
         sequence.target = sequence.prompt_length + sequence.generated
 
     def _requeue(self) -> None:
-        """Recomputed requests return to the front of the queue, the last victim first: in order of arrival."""
+        """Recomputed requests return to the front of the queue, the last victim first: as they arrived."""
         self.waiting.extendleft(self._recomputed)
         self._recomputed.clear()
-
-    def _release(self, sequence: Request) -> None:
-        """All blocks of *sequence* return; the full ones stay matchable."""
-        slots = self._num_slots(sequence)
-        sequence.num_blocks = self.sharing.own(sequence, slots)
-        if self.blocks.prefix_caching and sequence.group is None:
-            self.blocks.register(sequence, slots)
-        self.blocks.free(sequence)
-        if sequence.state is not None:
-            self.sharing.release(sequence)
 
     # swapping
 
@@ -372,17 +239,13 @@ class PagedScheduler(Scheduler):
             batch.cached[sequence] = 0
 
     def _resume(self, batch: Batch, leader: Request, steps: int = 1) -> None:
-        """A request just swapped in decodes in this very step."""
+        """A request just swapped in computes its pending tokens in this very step, then decodes again."""
         self._append(batch, leader, steps)
         for sequence in self._members(leader):
-            sequence.computed += 1
-            sequence.generated += 1
-            self.decoding.join(sequence)
-            batch.joining.append(sequence)
-            batch.num_decodes += 1
-            batch.decode_context += sequence.computed
-            if batch.decodes is not None:
-                batch.decodes.append(sequence)
+            sequence.target = sequence.computed + 1
+            self._compute(batch, sequence, 1)
+        notes: dict[str, Any] = batch.notes or {}
+        batch.notes = notes | {"resumed": [*notes.get("resumed", ()), *self._members(leader)]}
 
     def _drop_swapped(self, batch: Batch, leader: Request, need: int) -> None:
         """*leader* can never return: its swap space is free again."""
@@ -397,6 +260,10 @@ class PagedScheduler(Scheduler):
             sequence.state = None
 
     # ends
+
+    def drop(self, sequence: Request) -> None:
+        """A beam is given up: its own blocks return."""
+        self._end(sequence)
 
     def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
         for sequence in ended:
@@ -454,30 +321,6 @@ class PagedScheduler(Scheduler):
         batch.iteration += n
         batch.decode_context += n * batch.num_decodes
 
-    # state
-
     @property
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self.swapped)
-
-    @property
-    def blocks_used(self) -> int:
-        return self.blocks.num_blocks - self.blocks.num_free
-
-    @property
-    def num_blocks(self) -> int:
-        return self.blocks.num_blocks
-
-    @property
-    def blocks_cached(self) -> int:
-        return self.blocks.num_cached_free
-
-    def waste(self) -> tuple[float, float, float, float]:
-        reserved, tokens = 0, self.decoding.computed
-        for leader in self._prefilling:
-            sequence = self._sole(leader)
-            reserved += sequence.target - sequence.computed
-            tokens += sequence.computed
-        shared = (self.sharing.num_saved + self.blocks.num_shared) * self.block_size
-        held = self.blocks_used * self.block_size
-        return reserved, held + shared - tokens - reserved, 0.0, shared

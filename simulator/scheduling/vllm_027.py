@@ -1,11 +1,12 @@
 """vLLM 0.2.7, the release of the PagedAttention paper: a step is prompts or decodes, prompts are padded.
 
-Prompts first, while nothing is swapped, strictly in order of arrival. A prompt batch is a rectangle: its longest prompt
-times their number must fit ``max_num_batched_tokens`` and the padding must not exceed ``max_paddings``. Otherwise all
-running requests decode, the oldest first; if nobody was preempted, swapped ones return as far as blocks and seats allow.
+Prompts first, while nothing is swapped, strictly in order of arrival. A prompt batch is a rectangle: its
+longest prompt times their number must fit ``max_num_batched_tokens`` and the padding must not exceed
+``max_paddings``. Otherwise all running requests decode, the oldest first; if nobody was preempted, swapped
+ones return as far as blocks and seats allow.
 
-Beam search (``SequenceGroup(request, best_of, beam=True)``): the group keeps ``best_of`` seats and is always swapped; the
-executor calls `fork` and `drop` between a batch and its commit, as its scores say.
+Beam search (``SequenceGroup(request, best_of, beam=True)``): the group keeps ``best_of`` seats and is
+always swapped; the executor calls `fork` and `drop` between a batch and its commit, as its scores say.
 
 Read in vLLM 0.2.7 (core/{scheduler,policy,block_manager}.py); recorded decisions are reproduced step by step.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Batch, Wait
 from simulator.scheduling.paged import PagedScheduler
 from simulator.scheduling.request import Request
@@ -25,7 +27,8 @@ __all__ = ["SYSTEMS", "Vllm027"]
 class Vllm027(PagedScheduler):
     """The policy of vLLM 0.2.7; argument names are its flags.
 
-    *max_num_batched_tokens* defaults to ``max(max_model_len, 2048)``. *num_cpu_blocks* is the swap space in blocks.
+    *max_num_batched_tokens* defaults to ``max(max_model_len, 2048)``. *num_cpu_blocks* is the swap space in
+    blocks.
     """
 
     def __init__(
@@ -53,6 +56,10 @@ class Vllm027(PagedScheduler):
             explicit=explicit,
             track_ids=track_ids,
         )
+        if self.max_num_batched_tokens < max_model_len:
+            raise ConfigurationError(
+                f"max_num_batched_tokens {max_num_batched_tokens}: at least max_model_len {max_model_len}"
+            )
         self.max_paddings = max_paddings
         self._sorted = True
 
@@ -119,7 +126,7 @@ class Vllm027(PagedScheduler):
         self._count_decodes(batch)
 
     def _sort(self) -> None:
-        """Oldest first. Sorting only when somebody's turn matters gives the same order as sorting in every step."""
+        """Oldest first. Sorting when somebody's turn matters gives the order of sorting in every step."""
         if not self._sorted:
             self.running = dict.fromkeys(sorted(self.running, key=_arrival))
             self._sorted = True
@@ -177,7 +184,7 @@ SYSTEMS = (
     System(
         name="vllm-0.2",
         version="0.2.7",
-        summary="padded prompt batches before decodes, recompute for one sequence, swap for several, copy-on-write",
+        summary="padded prompt batches before decodes; recompute for one sequence, swap for several",
         source="vLLM 0.2.7, core/{scheduler,policy,block_manager}.py",
         status="recorded",
         policy="vllm_027:Vllm027",

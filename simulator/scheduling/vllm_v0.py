@@ -1,14 +1,20 @@
 """vLLM 0.6: the last V0 scheduler, prompts before decodes or, with chunked prefill, decodes before prompts.
 
-Default: a step is prompts or decodes. Prompts go first while nothing is swapped, in order of arrival, up to a token budget
-without padding. Chunked: running requests first (decodes, then the prompt in progress), then swapped ones, then new
-prompts with what is left of the budget; the queue is rebuilt in that order, so new prompts are the first victims.
+Default: a step is prompts or decodes. Prompts go first while nothing is swapped, in order of arrival, up to
+a token budget without padding. Chunked: running requests first (decodes, then the prompt in progress), then
+swapped ones, then new prompts with what is left of the budget; the queue is rebuilt in that order, so new
+prompts are the first victims.
 
-*policy* ``priority`` (default mode only) sorts both queues and preempts running requests for a more urgent head.
-*num_scheduler_steps* k decides once for k decode iterations: blocks are reserved for all of them and a sequence that ends
-between keeps its place until the last. *scheduler_delay_factor* holds prompts back for a multiple of the last prompt step.
+*policy* ``priority`` (default mode only) sorts both queues and preempts running requests for a more urgent
+head. *num_scheduler_steps* k decides once for k decode iterations: blocks are reserved for all of them and
+a sequence that ends between keeps its place until the last. *scheduler_delay_factor* holds prompts back for
+a multiple of the last prompt step.
 
-Read in vLLM 0.6.3 (core/scheduler.py, core/block_manager_v2.py); recorded decisions are reproduced step by step.
+Not modelled: asynchronous output processing, which the release's engine has on and its recorded scheduler
+off; it learns of an end one iteration late.
+
+Read in vLLM 0.6.3 (core/scheduler.py, core/block_manager_v2.py); recorded decisions are reproduced step by
+step.
 """
 
 from __future__ import annotations
@@ -18,19 +24,19 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Wait
-from simulator.scheduling.groups import SequenceGroup
-from simulator.scheduling.paged import PagedScheduler
 from simulator.scheduling.request import Request
 from simulator.scheduling.system import Device, System
+from simulator.scheduling.vllm_v0_chunked import V0Chunked
 
 __all__ = ["SYSTEMS", "VllmV0"]
 
 
-class VllmV0(PagedScheduler):
+class VllmV0(V0Chunked):
     """The policy of vLLM 0.6; argument names are its flags.
 
     *max_num_batched_tokens* defaults to 512 with chunked prefill, else to ``max(max_model_len, 2048)``.
-    *num_cpu_blocks* is the swap space in blocks. *preemption_mode* None: recompute one sequence, swap several.
+    *num_cpu_blocks* is the swap space in blocks. *preemption_mode* None: recompute one sequence, swap
+    several.
     """
 
     def __init__(
@@ -154,11 +160,18 @@ class VllmV0(PagedScheduler):
         self._decode(batch)
         if self.swapped and len(batch.preempted) == num_forced and not batch.blocks_swapped_out:
             self._return_swapped(batch, self.max_num_batched_tokens - batch.num_decodes, self._seats)
+        if batch.preempted:
+            self._sorted = False
         self._requeue()
 
     def _admit(self, batch: Batch, now: float, budget: int, seats: int) -> None:
         """Prompts from the head of the queue, until one does not fit."""
-        while self._passed_delay(now) and self.waiting:
+        if self._prompted_at is not None:
+            self._prompt_latency = now - self._prompted_at
+        alone = (
+            self.chunked or not self.running
+        )  # with chunked prefill the running queue is empty at this point
+        while self.waiting and self._passed_delay(now, alone):
             leader = self.waiting[0]
             sequence = self._sole(leader)
             tokens = self._chunk(sequence, budget) if self.chunked else sequence.target
@@ -177,10 +190,9 @@ class VllmV0(PagedScheduler):
 
     def _fits(self, leader: Request) -> bool | None:
         target = self._sole(leader).target
-        if self.chunked and target > self.max_num_batched_tokens and target % self.block_size:
-            # Between its chunks a prompt asks for a free block; if it holds them all it would restart for ever.
-            if target > (self.blocks.num_blocks - 1) * self.block_size:
-                return None
+        in_chunks = self.chunked and target > self.max_num_batched_tokens
+        if in_chunks and target % self.block_size and target > (self.blocks.num_blocks - 1) * self.block_size:
+            return None  # between its chunks it asks for a free block; holding them all it would restart for ever
         return super()._fits(leader)
 
     def _reason(self, leader: Request, tokens: int) -> str:
@@ -188,14 +200,9 @@ class VllmV0(PagedScheduler):
             return f"a prompt of {tokens} tokens exceeds max_model_len {self.max_model_len}"
         return self._no_room(leader)
 
-    def _passed_delay(self, now: float) -> bool:
-        """Whether prompts may run: the oldest has waited *delay_factor* times as long as the last prompt step took."""
-        if not self.delay_factor:
-            return True
-        if self._prompted_at is not None:
-            self._prompt_latency = now - self._prompted_at
-            self._prompted_at = None
-        if not self.waiting or self.chunked or not self.running:
+    def _passed_delay(self, now: float, alone: bool) -> bool:
+        """Whether the oldest prompt has waited *delay_factor* times as long as the last prompt step took."""
+        if not self.delay_factor or alone:
             return True
         oldest = min(request.arrival_time for request in self.waiting)
         return now - oldest > self.delay_factor * self._prompt_latency
@@ -211,27 +218,6 @@ class VllmV0(PagedScheduler):
         self._count_decodes(batch)
         if self.running:
             self._steps_left = steps - 1
-
-    def _can_append(self, leader: Request) -> bool:
-        free = self.blocks.num_free
-        return sum(self._touched(sequence) for sequence in self._members(leader)) <= free
-
-    def _touched(self, sequence: Request) -> int:
-        """Blocks that the next tokens of *sequence* fall into, as if each were new: one more than needed, mostly."""
-        slots, unseen = self._unseen(sequence)
-        first = self.block_size - slots % self.block_size
-        return 1 - (first - unseen - self.num_steps + 1) // self.block_size
-
-    def _unseen(self, sequence: Request) -> tuple[int, int]:
-        """(tokens with a slot, tokens without): those of the last decision have none yet."""
-        tokens = self._num_tokens(sequence)
-        if tokens < sequence.target:
-            return sequence.target, 0
-        unseen = 1 if tokens == sequence.target else self.num_steps
-        return tokens + 1 - unseen, unseen
-
-    def _touch_limit(self, size: int) -> int:
-        return size * (1 - (2 - 2 * self.num_steps) // self.block_size)
 
     # priority
 
@@ -261,7 +247,9 @@ class VllmV0(PagedScheduler):
     def _admissible(self, leader: Request) -> bool:
         seats = self._seats + self._num_seats(leader)
         tokens = self._sole(leader).target
-        return bool(self._fits(leader)) and seats <= self.max_num_seqs and tokens <= self.max_num_batched_tokens
+        return (
+            bool(self._fits(leader)) and seats <= self.max_num_seqs and tokens <= self.max_num_batched_tokens
+        )
 
     def _head_blocked(self) -> bool:
         """Whether the head of the queue will be refused, and kept, by the next step too."""
@@ -270,157 +258,6 @@ class VllmV0(PagedScheduler):
         if fits is None or self._sole(leader).target > self.max_model_len:
             return False
         return not self._admissible(leader)
-
-    # chunked prefill: decodes and prompts
-
-    def _schedule_chunked(self, batch: Batch, now: float) -> None:
-        if not self.explicit and self._chunked_all_fit():
-            budget, seats, left = self._run_all(batch)
-        else:
-            budget, seats, left = self._run_in_order(batch)
-        if self.swapped and not batch.preempted:
-            prompts = {leader for leader in self.swapped if self._is_prompt(leader)}
-            returned = self._return_swapped(batch, budget, seats)
-            budget -= sum(returned.values())
-            seats += sum(self._num_seats(leader) for leader in returned)
-            first = sorted(returned, key=prompts.__contains__)  # stable: decodes before prompts
-            self.running = dict.fromkeys((*left, *first, *self.running))
-        self._admit(batch, now, budget, seats)
-        self._requeue()
-
-    def _chunked_all_fit(self) -> bool:
-        """Whether everybody gets a turn: the one prompt in progress comes last and the budget reaches it."""
-        spare = self.max_num_batched_tokens - len(self.decoding)
-        if self._prefilling:
-            leader = next(iter(self._prefilling))
-            if len(self._prefilling) > 1 or leader is not next(reversed(self.running)):
-                return False
-            spare = self._chunk(self._sole(leader), spare) - 1
-        return spare >= 0 and self._all_fit()
-
-    def _run_all(self, batch: Batch) -> tuple[int, int, list[Request]]:
-        self._append_all(batch)
-        self._count_decodes(batch)
-        budget = self.max_num_batched_tokens - batch.num_decodes
-        for leader in list(self._prefilling):
-            sequence = self._sole(leader)
-            chunk = self._chunk(sequence, budget)
-            self._compute(batch, sequence, chunk)
-            budget -= chunk
-        return budget, self._seats, []
-
-    def _run_in_order(self, batch: Batch) -> tuple[int, int, list[Request]]:
-        budget, seats = self.max_num_batched_tokens, 0
-        chunks: dict[Request, int] = {}
-        decodes: list[Request] = []
-        queue = deque(self.running)
-        while queue:
-            leader = queue[0]
-            tokens = self._new_tokens(leader, budget)
-            if not tokens:
-                break
-            queue.popleft()
-            if not self._append_in_order(batch, queue, leader):
-                continue
-            if leader in self._prefilling:
-                chunks[leader] = tokens
-            else:
-                decodes.append(leader)
-            budget -= tokens
-            seats += self._num_seats(leader)
-        self._count_decodes(batch, queue)
-        for leader, chunk in chunks.items():
-            self._compute(batch, self._sole(leader), chunk)
-        self.running = dict.fromkeys((*queue, *decodes, *chunks))
-        return budget, seats, list(queue)
-
-    def _new_tokens(self, leader: Request, budget: int) -> int:
-        if leader in self._prefilling:
-            return self._chunk(self._sole(leader), budget)
-        size = len(self._members(leader))
-        return size if size > 1 else min(1, budget)
-
-    def _chunk(self, sequence: Request, budget: int) -> int:
-        """Prompt tokens within *budget*; whole blocks if prompts may share them."""
-        left = sequence.target - sequence.computed
-        if left <= budget:
-            return left
-        return budget - budget % self.block_size if self.blocks.prefix_caching else budget
-
-    def _append(self, batch: Batch, leader: Request, steps: int = 1) -> None:
-        if leader not in self._prefilling:  # a prompt has all its blocks
-            super()._append(batch, leader, steps)
-
-    # swapping: sequences come back with blocks of their own
-
-    def _recomputes(self, leader: Request) -> bool:
-        if self.preemption_mode is None:
-            return self._num_seats(leader) == 1
-        return self.preemption_mode == "recompute"
-
-    def _swap_size(self, leader: Request) -> int:
-        size = self.block_size
-        return sum(-(-self._num_slots(sequence) // size) for sequence in self._members(leader))
-
-    def _swap_touches(self, leader: Request) -> int:
-        """Full blocks of every sequence, shared or not, and those its next tokens fall into."""
-        size = self.block_size
-        members = self._members(leader)
-        return sum(self._unseen(sequence)[0] // size + self._touched(sequence) for sequence in members)
-
-    def _leave_device(self, members: list[Request]) -> None:
-        for sequence in members:
-            self._release(sequence)
-
-    def _enter_device(self, members: list[Request]) -> None:
-        for sequence in members:
-            self.blocks.grow(sequence, self._num_slots(sequence))
-
-    def _return_swapped(self, batch: Batch, budget: int, seats: int) -> dict[Request, int]:
-        """Swapped requests come back in order, until one does not fit; with the tokens they compute."""
-        returned: dict[Request, int] = {}
-        while self.swapped:
-            leader = self.swapped[0]
-            need = self._swap_touches(leader)
-            tokens = self._returning_tokens(leader)
-            if self._never_returns(need, tokens):
-                self._drop_swapped(batch, self.swapped.popleft(), need)
-                continue
-            seats += self._num_seats(leader)
-            if self.blocks.num_free - need < self.watermark_blocks or tokens > budget or seats > self.max_num_seqs:
-                break
-            self._swap_in(batch, self.swapped.popleft())
-            self._restore(batch, leader, tokens)
-            budget -= tokens
-            returned[leader] = tokens
-        return returned
-
-    def _never_returns(self, need: int, tokens: int) -> bool:
-        """Where only the watermark or the token budget stands against it the real engine waits for ever."""
-        if self.blocks.num_blocks < need:
-            return True
-        hopeless = self.blocks.num_blocks - need < self.watermark_blocks or tokens > self.max_num_batched_tokens
-        return hopeless and not self.running
-
-    @staticmethod
-    def _is_prompt(leader: Request) -> bool:
-        """Whether a swapped request left in the middle of its prompt."""
-        group: SequenceGroup | None = leader.group
-        sequence = leader if group is None else next(iter(group.live))
-        return sequence.computed < sequence.target
-
-    def _returning_tokens(self, leader: Request) -> int:
-        """Tokens that *leader* computes when it comes back; a prompt is not cut here."""
-        members = self._members(leader)
-        return sum(max(sequence.target - sequence.computed, 1) for sequence in members)
-
-    def _restore(self, batch: Batch, leader: Request, tokens: int) -> None:
-        if self._is_prompt(leader):
-            self._compute(batch, self._sole(leader), tokens)
-            return
-        self._resume(batch, leader, self.num_steps)
-        self._steps_left = self.num_steps - 1
-        self._sorted = False
 
     # several iterations for one decision
 
@@ -465,7 +302,7 @@ SYSTEMS = (
     System(
         name="vllm-0.6",
         version="0.6.3",
-        summary="prompts before decodes (or chunked), watermark, recompute for one sequence, swap for several",
+        summary="prompts before decodes, or chunked; recompute for one sequence, swap for several",
         source="vLLM 0.6.3, core/scheduler.py, core/block_manager_v2.py",
         status="recorded",
         policy="vllm_v0:VllmV0",
