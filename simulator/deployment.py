@@ -8,7 +8,7 @@ remembers every choice that was made for the user.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +124,8 @@ class Deployment(BaseModel):
             max_num_batched_tokens=limits.get("max_num_batched_tokens"),
             host=profile.host,
         )
+        if self.async_scheduling is not None:  # deciding one step ahead is what hides the host's work
+            traits = replace(traits, overlap=self.async_scheduling)
         laws = LawSet.from_profile(profile)
         return Resolved(
             deployment=self,
