@@ -17,6 +17,7 @@ __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 
 REPLAYS = {
     "hf-5.23.0": "hf_continuous",
+    "mii-0.3.3": "splitfuse",
     "sglang-0.5.23": "sglang",
     "lightllm-fc72ffab": "lightllm",
     "vllm-0.33": "vllm_v1",

@@ -82,9 +82,9 @@ class HfContinuous(Scheduler):
     """The policy over its paged cache; keywords are those of ``ContinuousBatchingConfig``.
 
     *num_blocks* of *page_size* tokens; a step has at most *max_batch_tokens* tokens and
-    *max_requests_per_batch* requests. *max_blocks_per_request* is the length of the block table of the decode fast path (0: none),
-    *safety_margin* the share of blocks below which nothing new starts (None: 0.15, or 0 for
-    ``prefill_first``), *num_cpu_blocks* the host space.
+    *max_requests_per_batch* requests. *max_blocks_per_request* is the length of the block table of the decode
+    fast path (0: none), *safety_margin* the share of blocks below which nothing new starts (None: 0.15, or 0
+    for ``prefill_first``), *num_cpu_blocks* the host space.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from simulator.scheduling.base import Scheduler
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 
-MODULES = ("vllm_v1", "lightllm", "sglang", "hf_continuous")
+MODULES = ("vllm_v1", "lightllm", "sglang", "hf_continuous", "vllm_v0", "vllm_027", "splitfuse")
 """Modules of this package that define ``SYSTEMS``."""
 
 

@@ -23,9 +23,12 @@ SMALL = {
 """Limits that make everything scarce; a system takes those it knows."""
 
 OWN_SMALL: dict[str, dict[str, Any]] = {
+    "vllm-0.2": {"max_num_batched_tokens": 160},
+    "vllm-0.6": {"max_num_batched_tokens": 160},
     "sglang": {"max_running_requests": 6, "chunked_prefill_size": 32, "schedule_conservativeness": 0.2},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
+    "deepspeed-fastgen": {"kv_block_size": 4, "max_ragged_batch_size": 64, "max_ragged_sequence_count": 6},
 }
 """The same for systems whose limits have names of their own."""
 
