@@ -12,4 +12,13 @@ from engine.outputs import Completion, RequestOutput
 from engine.params import SamplingParams
 from engine.settings import EngineSettings
 
-__all__ = ["LLM", "Beam", "BeamSearchParams", "Completion", "EngineSettings", "Executor", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "Beam",
+    "BeamSearchParams",
+    "Completion",
+    "EngineSettings",
+    "Executor",
+    "RequestOutput",
+    "SamplingParams",
+]

@@ -1,9 +1,10 @@
 """Beam search: the *beam_width* likeliest continuations, kept side by side.
 
-The search lives outside the scheduler: every beam is a request for one more token of its own prompt, and the prefix cache makes
-beams with a common past share its blocks. So it runs under every policy. Scores are those of transformers'
-``generate(num_beams=...)``: the sum of log probabilities over length to the power of *length_penalty*; at every step the best
-two candidates per beam are looked at, those that end compete with what has ended before.
+The search lives outside the scheduler: every beam is a request for one more token of its own prompt, and
+the prefix cache makes beams with a common past share its blocks. So it runs under every policy. Scores are
+those of transformers' ``generate(num_beams=...)``: the sum of log probabilities over length to the power
+of *length_penalty*; at every step the best two candidates per beam are looked at, those that end compete
+with what has ended before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ __all__ = ["Beam", "BeamSearchParams", "beam_search"]
 
 @dataclass(frozen=True)
 class BeamSearchParams:
-    """*early_stopping* ends the search when *beam_width* beams have ended, whatever might still become better."""
+    """*early_stopping* ends the search when *beam_width* beams have ended, whatever might still become
+    better.
+    """
 
     beam_width: int
     max_tokens: int = 16

@@ -333,7 +333,9 @@ class Executor:
         self.runner.sampled()
 
     def _draw(self, forward: Forward, logits: Tensor, order: list[int]) -> None:
-        """Queue the drawing of a token for every row that is to give one; *order* are the rows of *logits*."""
+        """Queue the drawing of a token for every row that is to give one; *order* are the rows of
+        *logits*.
+        """
         targets = [target for i in order if (target := forward.targets[i]) is not None]
         if any(len(target.sequences) > 1 for target in targets):
             logits = logits[[i for i, target in enumerate(targets) for _ in target.sequences]]

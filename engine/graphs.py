@@ -9,8 +9,10 @@ captured step may have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import BatchInput
@@ -93,9 +95,13 @@ class DecodeGraphs:
             (self.lens, batch.decode_lens),
         )
         for buffer, array in pairs:
-            buffer[:n].copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)
+            buffer[:n].copy_(self._staged(array), non_blocking=True)
         width = batch.decode_table.shape[1]
-        self.table[:n, :width].copy_(torch.from_numpy(batch.decode_table).pin_memory(), non_blocking=True)
+        self.table[:n, :width].copy_(self._staged(batch.decode_table), non_blocking=True)
+
+    def _staged(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.decoder.device.type == "cuda" else tensor
 
     def replay(self, size: int) -> Tensor:
         """Hidden states ``[size, hidden]`` of the loaded batch; overwritten by the next replay."""

@@ -160,7 +160,9 @@ def make_proposer(settings: EngineSettings, runner: ModelRunner) -> NgramPropose
     """Where drafts come from: a draft model over as many blocks as the model has, or n-grams."""
     if settings.draft_model is None:
         return NgramProposer(settings.num_speculative_tokens)
-    draft = replace(settings, model=settings.draft_model, num_gpu_blocks=runner.cache.num_blocks, enforce_eager=True)
+    draft = replace(
+        settings, model=settings.draft_model, num_gpu_blocks=runner.cache.num_blocks, enforce_eager=True
+    )
     small = build_runner(draft)
     ours, theirs = runner.decoder.config.vocab_size, small.decoder.config.vocab_size
     if ours != theirs:

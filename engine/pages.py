@@ -77,7 +77,7 @@ class SchedulerPages:
         need = -(-stop // self.block_size)
         if ids is None or len(ids) < need:
             raise ConfigurationError(
-                f"request {sequence.request.id}: the scheduler lists {len(ids or ())} blocks for {stop} tokens; "
+                f"request {sequence.request.id}: {len(ids or ())} blocks are listed for {stop} tokens; "
                 "the engine needs a scheduler made with track_ids=True"
             )
         source, array = self._arrays.get(sequence, (None, EMPTY))
@@ -203,7 +203,8 @@ class _Pool:
     def take(self) -> int:
         if not self.free:
             raise CapacityError(
-                f"the scheduler granted room that the KV cache has not: all {self.size} {self.name} pages are held"
+                f"the scheduler granted room that the KV cache has not: "
+                f"all {self.size} {self.name} pages are held"
             )
         page = self.free.pop()
         self.references[page] = 1

@@ -10,8 +10,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import BatchInput
@@ -129,7 +131,7 @@ class ModelRunner:
             layout.max_query = int((batch.query_start[1:] - batch.query_start[:-1]).max())
         return up(batch.tokens), layout
 
-    def _to_device(self, array: object) -> Tensor:
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.decoder.device, non_blocking=True) if self._cuda else tensor
 

@@ -1,12 +1,14 @@
 """Speculative decoding: guess several tokens cheaply, check them in one pass of the model.
 
-A proposer drafts *k* tokens; the model computes all of them at once; each is accepted with probability min(1, p / q) and the first
-refused one is drawn again from what is left of p, so that the text has the model's own distribution whatever the draft (Leviathan et
-al. 2023, theorem 1; Chen et al. 2023). A draft without a distribution (n-grams of the prompt) has q = 1 for its token.
+A proposer drafts *k* tokens; the model computes all of them at once; each is accepted with probability
+min(1, p / q) and the first refused one is drawn again from what is left of p, so that the text has the
+model's own distribution whatever the draft (Leviathan et al. 2023, theorem 1; Chen et al. 2023). A draft
+without a distribution (n-grams of the prompt) has q = 1 for its token.
 
-A policy grants one token an iteration, and keeps it so: the accepted tokens wait in a queue and are handed out one an
-iteration without any computing. Their KV, where it reaches beyond the granted blocks, lies in *scratch* pages behind
-the scheduler's own, and moves into the granted block as soon as there is one. So every policy can be run with speculation, and none knows.
+A policy grants one token an iteration, and keeps it so: the accepted tokens wait in a queue and are handed
+out one an iteration without any computing. Their KV, where it reaches beyond the granted blocks, lies in
+*scratch* pages behind the scheduler's own, and moves into the granted block as soon as there is one. So
+every policy can be run with speculation, and none knows.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ __all__ = ["Draft", "DraftModel", "NgramProposer", "SpeculativeExecutor", "accep
 
 @dataclass
 class Draft:
-    """Guessed *tokens*; *probabilities* fp64 ``[len(tokens), vocabulary]`` that they were drawn from, None: certain."""
+    """Guessed *tokens*; *probabilities* fp64 ``[len(tokens), vocabulary]`` that they were drawn from,
+    None: certain.
+    """
 
     tokens: list[int]
     probabilities: Tensor | None = None
@@ -84,7 +88,9 @@ class NgramProposer:
 
 
 class DraftModel:
-    """A smaller model over pages of the same numbers: what the model has computed of a sequence, the draft has too."""
+    """A smaller model over pages of the same numbers: what the model has computed of a sequence, the draft
+    has too.
+    """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
@@ -114,7 +120,9 @@ class DraftModel:
         return drafts
 
     def _row(self, sequence: Sequence, drafted: list[int], table: Table) -> Row:
-        """What the draft has not computed yet: its own last guess; at first what the model accepted beyond it."""
+        """What the draft has not computed yet: its own last guess; at first what the model accepted beyond
+        it.
+        """
         tokens = [*sequence.tokens, *drafted]
         start = max(0, len(tokens) - (1 if drafted else MOST_BEHIND))
         return Row(tokens[start:], start, table)
@@ -130,9 +138,7 @@ class DraftModel:
 MOST_BEHIND = 2  # tokens: a wholly accepted draft leaves its last token and the one after it
 
 
-def accept(
-    draft: Draft, p: Tensor, stream: random.Random
-) -> list[int]:
+def accept(draft: Draft, p: Tensor, stream: random.Random) -> list[int]:
     """The tokens that *draft* leads to: accepted ones, then one that is always new.
 
     *p* fp64 ``[len(draft.tokens) + 1, vocabulary]``: the model's distribution at each position.
@@ -170,7 +176,9 @@ class Ahead:
 
 @dataclass
 class SpeculativeForward(Forward):
-    """A forward pass with *drafts* to check, by row, and *waiting*: sequences whose next token is known already."""
+    """A forward pass with *drafts* to check, by row, and *waiting*: sequences whose next token is known
+    already.
+    """
 
     drafts: dict[int, tuple[Sequence, Draft]] = field(default_factory=dict)
     waiting: list[Sequence] = field(default_factory=list)
@@ -178,10 +186,18 @@ class SpeculativeForward(Forward):
 
 
 class SpeculativeExecutor(Executor):
-    """An executor that drafts *num_tokens* with *proposer*. The cache has *num_scratch* pages behind the scheduler's blocks."""
+    """An executor that drafts *num_tokens* with *proposer*. The cache has *num_scratch* pages behind the
+    scheduler's blocks.
+    """
 
     def __init__(
-        self, *args: Any, proposer: Proposer, num_tokens: int, first_scratch: int, num_scratch: int, **options: Any
+        self,
+        *args: Any,
+        proposer: Proposer,
+        num_tokens: int,
+        first_scratch: int,
+        num_scratch: int,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.proposer, self.num_tokens = proposer, num_tokens
@@ -248,7 +264,7 @@ class SpeculativeExecutor(Executor):
         return forward
 
     def _draft_rows(self, forward: SpeculativeForward, sequences: list[Sequence]) -> None:
-        asking = []
+        asking: list[Sequence] = []
         for sequence in sequences:
             ahead = self._ahead.setdefault(sequence, Ahead())
             (forward.waiting if ahead.tokens else asking).append(sequence)
@@ -264,7 +280,9 @@ class SpeculativeExecutor(Executor):
             forward.targets.append(Target([sequence], start + 1))
 
     def _limit(self, sequence: Sequence) -> int:
-        """Tokens worth drafting: penalties change with every token, and behind the last token nothing counts."""
+        """Tokens worth drafting: penalties change with every token, and behind the last token nothing
+        counts.
+        """
         if sequence.params.penalised:
             return 0
         left = sequence.request.max_tokens - sequence.num_output - 1

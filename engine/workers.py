@@ -1,7 +1,8 @@
 """Tensor parallelism over processes: rank 0 drives, the others do what it says.
 
-Rank 0 has the scheduler. Before each forward pass it sends the batch to the other ranks over gloo (a few kilobytes of numbers), then
-all ranks compute their parts, which meet in the collectives of the layers (NCCL on GPUs, gloo on CPUs).
+Rank 0 has the scheduler. Before each forward pass it sends the batch to the other ranks over gloo (a few
+kilobytes of numbers), then all ranks compute their parts, which meet in the collectives of the layers
+(NCCL on GPUs, gloo on CPUs).
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ class Choice:
 class Answer:
     """Makes the objects of one HTTP request; *chat* says of which endpoint."""
 
-    def __init__(self, request_id: str, model: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool) -> None:
+    def __init__(
+        self, request_id: str, model: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool
+    ) -> None:
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{request_id}"
         self.model, self.tokenizer, self.chat, self.logprobs = model, tokenizer, chat, logprobs
         self.created = int(time.time())

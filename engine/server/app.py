@@ -1,14 +1,14 @@
 """OpenAI's completions and chat completions over any `ServingExecutor`, with health and metrics.
 
-Errors have OpenAI's form and a status that says whose fault it was: 400 and 413 the request's, 401 the key's, 404 the model's
-name, 429 too many, 500 the engine, 503 shutting down.
+Errors have OpenAI's form and a status that says whose fault it was: 400 and 413 the request's, 401 the
+key's, 404 the model's name, 429 too many, 500 the engine, 503 shutting down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -189,13 +189,15 @@ async def _answer(
     return EventStream(_with_first(first, events))
 
 
-async def _with_first(first: dict[str, Any], events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+async def _with_first(
+    first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]
+) -> AsyncGenerator[dict[str, Any], None]:
     try:
         yield first
         async for event in events:
             yield event
     finally:
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
 
 class Exchange:
@@ -208,8 +210,10 @@ class Exchange:
         for choice in self.choices:
             choice.text = echoes[choice.index // n]
 
-    async def updates(self) -> AsyncIterator[tuple[int, Update]]:
-        """Updates of all prompts as they come, each with its choice's index; cancels what is left when closed."""
+    async def updates(self) -> AsyncGenerator[tuple[int, Update], None]:
+        """Updates of all prompts as they come, each with its choice's index; cancels what is left when
+        closed.
+        """
         queue: asyncio.Queue[tuple[int, Update] | Exception | None] = asyncio.Queue()
         readers = [asyncio.create_task(self._forward(k, t, queue)) for k, t in enumerate(self.tickets)]
         try:
@@ -244,7 +248,7 @@ class Exchange:
             pass
         return self.answer.whole(self.choices, self._usage())
 
-    async def events(self, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, with_usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream; an error in mid-stream is its last event."""
         opened: set[int] = set()
         try:

@@ -1,8 +1,8 @@
 """What stands behind the HTTP front: anything that turns prompts into a stream of tokens.
 
-`engine.server.loop.EngineLoop` is the real engine; a simulated executor that implements the same protocol can stand behind the same
-front, so that a load generator meets a predicted system. All methods may be called from any thread; *deliver* is
-called from the executor's own thread and must not block.
+`engine.server.loop.EngineLoop` is the real engine; a simulated executor that implements the same protocol
+can stand behind the same front, so that a load generator meets a predicted system. All methods may be
+called from any thread; *deliver* is called from the executor's own thread and must not block.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ __all__ = ["Deliver", "ServingExecutor", "Stats", "Update"]
 class Update:
     """What sample *index* of a request has gained: text, tokens, and with the last one why it ended.
 
-    *time* and *scheduled* are seconds of the executor's clock. With *error* set no more updates of any sample will come;
-    *refused* says that the request itself can never run (the client's fault), otherwise the server is at fault.
+    *time* and *scheduled* are seconds of the executor's clock. With *error* set no more updates of any
+    sample will come; *refused* says that the request itself can never run (the client's fault), otherwise
+    the server is at fault.
     """
 
     index: int
@@ -71,5 +72,7 @@ class ServingExecutor(Protocol):
         ...
 
     def stop(self, reason: str) -> None:
-        """End every request with an error that gives *reason*, free everything and return when that is done."""
+        """End every request with an error that gives *reason*, free everything and return when that is
+        done.
+        """
         ...

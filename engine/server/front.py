@@ -1,4 +1,5 @@
-"""Requests on their way through the server: admission, what each client is owed, and the end of the server's life.
+"""Requests on their way through the server: admission, what each client is owed, and the end of the
+server's life.
 
 The front counts every request that is inside, refuses what exceeds its limits, and makes sure that a client
 that leaves takes its blocks along: whoever reads a `Ticket` cancels it when the reading stops early.
@@ -20,7 +21,9 @@ __all__ = ["ApiError", "Front", "Limits", "Ticket"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may do. *max_tokens* None: whatever the model's context allows; *max_queue* counts prompts inside."""
+    """What a client may do. *max_tokens* None: whatever the model's context allows; *max_queue* counts
+    prompts inside.
+    """
 
     max_body_bytes: int = 4 * 1024 * 1024
     max_tokens: int | None = None
@@ -32,7 +35,9 @@ class Limits:
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's form."""
 
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind, self.param = status, message, kind, param
 
@@ -102,7 +107,9 @@ class Front:
             raise ApiError(503, "the server is shutting down", "server_error")
         if self.num_inside + len(prompts) > self.limits.max_queue:
             raise ApiError(
-                429, f"{self.num_inside} prompts are inside already: at most {self.limits.max_queue}", "rate_limit_error"
+                429,
+                f"{self.num_inside} prompts are inside already: at most {self.limits.max_queue}",
+                "rate_limit_error",
             )
         for prompt in prompts:
             self._check(prompt, params)
@@ -119,7 +126,7 @@ class Front:
         if len(prompt) + params.max_tokens > longest:
             raise ApiError(
                 400,
-                f"a prompt of {len(prompt)} tokens and max_tokens {params.max_tokens}: together at most {longest}",
+                f"a prompt of {len(prompt)} tokens and max_tokens {params.max_tokens}: at most {longest}",
                 param="max_tokens",
             )
         bound = self.limits.max_tokens

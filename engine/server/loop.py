@@ -1,8 +1,8 @@
 """The engine's own thread: it owns the executor, takes requests from an inbox and hands tokens back.
 
-Nothing else touches the executor, so it needs no locks. Between two iterations the inbox is emptied: what was cancelled has freed its
-blocks before the next iteration is decided. An iteration that fails takes its requests with it and nothing else: they get the
-error, their blocks return, and the loop goes on.
+Nothing else touches the executor, so it needs no locks. Between two iterations the inbox is emptied: what
+was cancelled has freed its blocks before the next iteration is decided. An iteration that fails takes its
+requests with it and nothing else: they get the error, their blocks return, and the loop goes on.
 """
 
 from __future__ import annotations

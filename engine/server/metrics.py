@@ -133,8 +133,10 @@ class Metrics:
         yield f"# HELP vllm:{name} {text}"
         yield f"# TYPE vllm:{name} {kind}"
         if name in values:
-            yield f"vllm:{name}{{{label}}} {values[name]:g}" if name not in self._counters else (
-                f"vllm:{name}{{{label}}} {values[name]}"
+            yield (
+                f"vllm:{name}{{{label}}} {values[name]:g}"
+                if name not in self._counters
+                else (f"vllm:{name}{{{label}}} {values[name]}")
             )
         elif name == "request_success_total":
             for reason, count in sorted(self._success.items()):

@@ -1,7 +1,8 @@
 """The bodies of OpenAI's completions and chat completions requests, and what they ask of the sampler.
 
-https://platform.openai.com/docs/api-reference; the fields that OpenAI does not have (``top_k``, ``min_p``, ``ignore_eos``, ...) are
-vLLM's. A field that is not listed here is refused: an option that is silently ignored would be a wrong measurement.
+https://platform.openai.com/docs/api-reference; the fields that OpenAI does not have (``top_k``, ``min_p``,
+``ignore_eos``, ...) are vLLM's. A field that is not listed here is refused: an option that is silently
+ignored would be a wrong measurement.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The server process: uvicorn around the application, and what happens at SIGTERM.
 
-At the first signal the server takes no more requests; those inside have ``drain_seconds`` to end, then they get an error (503,
-or an error event in a stream) and the process goes.
+At the first signal the server takes no more requests; those inside have ``drain_seconds`` to end, then
+they get an error (503, or an error event in a stream) and the process goes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,12 @@ from engine import LLM, BeamSearchParams  # noqa: E402
 
 
 @pytest.mark.parametrize("blocks", [24, 300])
-@pytest.mark.parametrize(("family", "penalty", "early"), [("llama", 1.0, False), ("qwen2", 0.0, False), ("qwen3", 2.0, True)])
-def test_beams_are_those_of_transformers(tiny: Any, family: str, penalty: float, early: bool, blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "penalty", "early"), [("llama", 1.0, False), ("qwen2", 0.0, False), ("qwen3", 2.0, True)]
+)
+def test_beams_are_those_of_transformers(
+    tiny: Any, family: str, penalty: float, early: bool, blocks: int
+) -> None:
     model = tiny(family)
     llm = LLM(model.path, num_gpu_blocks=blocks, block_size=4, max_num_seqs=8)
     rng = random.Random(family)

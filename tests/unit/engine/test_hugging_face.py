@@ -126,7 +126,9 @@ def check_no_page_is_held(llm: LLM) -> None:
 
 @pytest.mark.parametrize("name", ["vllm-0.2", "vllm-0.6", "v1"])
 def test_parallel_samples_are_those_of_separate_requests(tiny: Any, name: str) -> None:
-    """Copy-on-write, swapping of groups and prefix caching change nothing: seed and prompt alone decide a sample."""
+    """Copy-on-write, swapping of groups and prefix caching change nothing: seed and prompt alone decide a
+    sample.
+    """
     model = tiny("qwen3")
     options = (
         {} if name == "v1" else {"system": policy(name), "scheduler_options": {"max_num_batched_tokens": 512}}

@@ -1,4 +1,6 @@
-"""The server answers as OpenAI's API does, says clearly what is wrong, and loses no block whatever clients do."""
+"""The server answers as OpenAI's API does, says clearly what is wrong, and loses no block whatever clients
+do.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def make_loop(**settings: Any) -> EngineLoop:
     options = {"num_gpu_blocks": 200, "block_size": 8, "max_num_seqs": 64, **settings}
     llm = LLM(DecoderConfig.from_mapping(TINY), **options)
     assert llm.executor.tokenizer is not None
-    return EngineLoop(llm.executor, "tiny", llm.settings.model_len(llm.runner.decoder.config), llm.executor.tokenizer)
+    return EngineLoop(
+        llm.executor, "tiny", llm.settings.model_len(llm.runner.decoder.config), llm.executor.tokenizer
+    )
 
 
 def serve(limits: Limits | None = None, **settings: Any) -> Running:
@@ -128,7 +132,10 @@ def test_a_stream_adds_up_to_the_whole_answer(server: Running, path: str) -> Non
     with server.http.stream("POST", path, json={**body, **options}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         parts = events(response)
-    assert parts[-1]["usage"] == {**whole["usage"], "prompt_tokens_details": parts[-1]["usage"]["prompt_tokens_details"]}
+    assert parts[-1]["usage"] == {
+        **whole["usage"],
+        "prompt_tokens_details": parts[-1]["usage"]["prompt_tokens_details"],
+    }
     texts = ["", ""]
     for part in parts[:-1]:
         [choice] = part["choices"]
@@ -146,7 +153,14 @@ def test_stop_strings_end_the_text_and_never_leak(server: Running) -> None:
     with server.http.stream(
         "POST",
         "/v1/completions",
-        json={"prompt": "hello", "temperature": 0, "max_tokens": 40, "stop": stop, "stream": True, "ignore_eos": True},
+        json={
+            "prompt": "hello",
+            "temperature": 0,
+            "max_tokens": 40,
+            "stop": stop,
+            "stream": True,
+            "ignore_eos": True,
+        },
     ) as response:
         assert "".join(part["choices"][0]["text"] for part in events(response)) == body["text"]
 
@@ -163,9 +177,9 @@ def test_models_health_and_metrics(server: Running) -> None:
     assert server.http.get("/health").status_code == 200
     server.complete(max_tokens=3)
     text = server.http.get("/metrics").text
-    assert {line.split()[2].removeprefix("vllm:") for line in text.splitlines() if line.startswith("# TYPE")} == set(
-        METRICS
-    )
+    assert {
+        line.split()[2].removeprefix("vllm:") for line in text.splitlines() if line.startswith("# TYPE")
+    } == set(METRICS)
     values = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines() if line[0] != "#"}
     assert values['vllm:request_success_total{finished_reason="length",model_name="tiny"}'] >= 1
     name = 'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"}'
@@ -199,7 +213,9 @@ BAD = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("body", "status", "says"), BAD, ids=[body[:40] for body, _, _ in BAD])
-def test_a_bad_request_is_told_what_is_wrong(server: Running, body: str, status: int, says: str, stream: bool) -> None:
+def test_a_bad_request_is_told_what_is_wrong(
+    server: Running, body: str, status: int, says: str, stream: bool
+) -> None:
     if stream and body.startswith('{"'):
         body = '{"stream": true, ' + body[1:]
     response = server.http.post("/v1/completions", content=body)
@@ -315,9 +331,21 @@ def free_port() -> int:
 def test_sigterm_with_requests_running(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     port = free_port()
-    command = [sys.executable, "-m", "engine", "serve", str(tmp_path), "--port", str(port), "--drain-seconds", "0.3"]
+    command = [
+        sys.executable,
+        "-m",
+        "engine",
+        "serve",
+        str(tmp_path),
+        "--port",
+        str(port),
+        "--drain-seconds",
+        "0.3",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             wait(lambda: answers(http))
@@ -378,6 +406,8 @@ class Parrot:
 
 def test_another_executor_behind_the_same_front() -> None:
     with Running(Parrot(), Limits(drain_seconds=0.1)) as server:
-        assert server.http.post("/v1/completions", json={"prompt": "abc"}).json()["choices"][0]["text"] == "abc"
+        assert (
+            server.http.post("/v1/completions", json={"prompt": "abc"}).json()["choices"][0]["text"] == "abc"
+        )
         text = server.http.get("/metrics").text
         assert 'vllm:request_decode_time_seconds_sum{model_name="parrot"} 0.02' in text

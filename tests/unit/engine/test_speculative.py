@@ -52,7 +52,9 @@ def test_greedy_text_is_still_that_of_transformers(tiny: Any, draft: str, blocks
 
 @pytest.mark.parametrize("certain", [False, True])
 def test_accepted_tokens_have_the_models_distribution(certain: bool) -> None:
-    """20,000 drafts of one token against a chi-squared test at the level 0.001: theorem 1 of Leviathan et al."""
+    """20,000 drafts of one token against a chi-squared test at the level 0.001: theorem 1 of Leviathan et
+    al.
+    """
     generator = torch.Generator().manual_seed(3)
     p = torch.randn(2, 12, generator=generator, dtype=torch.float64).softmax(-1)
     q = (2 * torch.randn(12, generator=generator, dtype=torch.float64)).softmax(-1)

@@ -24,7 +24,12 @@ def test_two_processes_give_the_text_of_transformers(tiny: Any, family: str) -> 
     rng = random.Random(1)
     prompts = [[rng.randrange(3, 300) for _ in range(12)] for _ in range(4)]
     llm = LLM(
-        model.path, num_gpu_blocks=14, block_size=4, max_num_batched_tokens=24, max_num_seqs=4, tensor_parallel_size=2
+        model.path,
+        num_gpu_blocks=14,
+        block_size=4,
+        max_num_batched_tokens=24,
+        max_num_seqs=4,
+        tensor_parallel_size=2,
     )
     try:
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=16))
@@ -40,7 +45,10 @@ def test_the_ranks_parts_make_the_whole(tiny: Any, size: int) -> None:
     model = tiny("mixtral")
     config = DecoderConfig.from_directory(model.path)
     source = CheckpointWeights(Checkpoint(model.path))
-    parts = [load_weights(config, source, dtype=torch.float32, parallel=TensorParallel(r, size)) for r in range(size)]
+    parts = [
+        load_weights(config, source, dtype=torch.float32, parallel=TensorParallel(r, size))
+        for r in range(size)
+    ]
     whole = load_weights(config, source, dtype=torch.float32)
     x, dim = torch.randn(3, config.hidden_size), config.head_dim
     matmul = get_kernels("cpu").matmul
@@ -52,13 +60,19 @@ def test_the_ranks_parts_make_the_whole(tiny: Any, size: int) -> None:
         torch.testing.assert_close(mine[:, :heads], full[:, rank * heads : (rank + 1) * heads])
         first = rank * config.num_kv_heads // size
         count = max(1, config.num_kv_heads // size) * dim
-        torch.testing.assert_close(mine[:, heads : heads + count], full[:, q + first * dim : q + first * dim + count])
-        torch.testing.assert_close(mine[:, heads + count :], full[:, q + kv + first * dim : q + kv + first * dim + count])
+        torch.testing.assert_close(
+            mine[:, heads : heads + count], full[:, q + first * dim : q + first * dim + count]
+        )
+        torch.testing.assert_close(
+            mine[:, heads + count :], full[:, q + kv + first * dim : q + kv + first * dim + count]
+        )
     y = torch.randn(3, config.intermediate_size)
     total = sum(matmul(c, p.layers[0].experts[1][1].weight) for c, p in zip(y.chunk(size, -1), parts))
     torch.testing.assert_close(total, matmul(y, whole.layers[0].experts[1][1].weight))
 
 
 def test_heads_that_cannot_be_cut_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="tensor_parallel_size 3 does not divide num_attention_heads 4"):
+    with pytest.raises(
+        ConfigurationError, match="tensor_parallel_size 3 does not divide num_attention_heads 4"
+    ):
         TensorParallel(0, 3).check(4, 2, 96)
