@@ -263,6 +263,8 @@ class Replica:
     def _admit(self, request: Request, now: float) -> None:
         if request.n == 1 or self.scheduler.forks:
             self.scheduler.add(request, now)
+            if request.n > 1:
+                self._siblings[request.index] = request.n
             return
         for sample in range(request.n):  # the front end sends one sequence per sample; they share the prompt
             child = Request(

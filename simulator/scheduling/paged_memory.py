@@ -179,7 +179,7 @@ class PagedMemory(Scheduler):
         slots = self._num_slots(sequence)
         sequence.num_blocks = self.sharing.own(sequence, slots)
         if self.blocks.prefix_caching and sequence.group is None:
-            self.blocks.register(sequence, slots)
+            self.blocks.register(sequence, sequence.computed)
         self.blocks.free(sequence)
         if sequence.state is not None:
             self.sharing.release(sequence)

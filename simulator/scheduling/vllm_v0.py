@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Wait
-from simulator.scheduling.request import Request
+from simulator.scheduling.request import FINISHED, RUNNING, Request
 from simulator.scheduling.system import Device, System
 from simulator.scheduling.vllm_v0_chunked import V0Chunked
 
@@ -192,7 +192,7 @@ class VllmV0(V0Chunked):
         target = self._sole(leader).target
         in_chunks = self.chunked and target > self.max_num_batched_tokens
         if in_chunks and target % self.block_size and target > (self.blocks.num_blocks - 1) * self.block_size:
-            return None  # between its chunks it asks for a free block; holding them all it would restart for ever
+            return None  # it asks for one more between chunks, and would restart for ever
         return super()._fits(leader)
 
     def _reason(self, leader: Request, tokens: int) -> str:
@@ -262,18 +262,34 @@ class VllmV0(V0Chunked):
     # several iterations for one decision
 
     def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
-        if self._steps_left:
-            self._ended_early.extend(ended)
-            return
-        super().commit(batch, (*self._ended_early, *ended), now)
-        self._ended_early.clear()
+        self._ended_early.extend(ended)
+        self._end_decision()
 
     def cancel(self, request: Request, now: float) -> None:
-        leader = self._leader(request)
-        if self._steps_left and leader in self.running:
-            self._ended_early.extend(self._members(leader))
-            return
         super().cancel(request, now)
+        self._end_decision()
+
+    def _end_decision(self) -> None:
+        """With its last iteration, or when nobody is left in it, a decision lets go of those that ended."""
+        ended, decoding = self._ended_early, self.decoding
+        if self._steps_left and (len(decoding) > len(ended) or decoding.members.keys() - ended):
+            return
+        for sequence in ended:
+            if sequence.status is not FINISHED:
+                self._end(sequence)
+        ended.clear()
+        self._steps_left = 0
+
+    @property
+    def num_running(self) -> int:
+        """Admitted requests that have not ended, though their seats may be taken to the end of the decision."""
+        gone = set(self._ended_early)
+        leaders = {self._leader(sequence) for sequence in gone}
+        return len(self.running) - sum(gone.issuperset(self._members(leader)) for leader in leaders)
+
+    def _num_slots(self, sequence: Request) -> int:
+        reserved = self._steps_left if sequence.status is RUNNING else 0
+        return super()._num_slots(sequence) + reserved
 
     def repeats(self, batch: Batch, limit: int) -> int:
         if self.num_steps == 1:

@@ -34,6 +34,8 @@ SWITCHES = (
     ("async_scheduling", True),
     ("enable_prefix_caching", False),
     ("enable_chunked_prefill", False),
+    ("preemption_mode", "swap"),
+    ("num_scheduler_steps", 4),
     ("policy", "priority"),
     ("long_prefill_token_threshold", 16),
     ("disable_overlap_schedule", True),
