@@ -19,6 +19,7 @@ step.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 
@@ -79,7 +80,8 @@ class VllmV0(V0Chunked):
         self.delay_factor = scheduler_delay_factor
         self._check(policy)
         self._widest = self._touch_limit(1)
-        self._sorted = True  # whether both queues are in order of urgency
+        self._sorted = True  # whether the running queue is in order of urgency
+        self._num_unsorted = 0  # requests at the end of the waiting queue that are not; -1: some in front
         self._steps_left = 0  # iterations of the current decision still to come
         self._ended_early: list[Request] = []
         self._prompted_at: float | None = None  # when the last step was decided, if it had prompts
@@ -115,7 +117,8 @@ class VllmV0(V0Chunked):
         if self.preemption_mode == "recompute" and request.n > 1:
             raise ConfigurationError(f"n {request.n}: several samples cannot be preempted by recompute")
         super().add(request, now)
-        self._sorted = False
+        if self._num_unsorted >= 0:
+            self._num_unsorted += 1
 
     # one step
 
@@ -161,7 +164,7 @@ class VllmV0(V0Chunked):
         if self.swapped and len(batch.preempted) == num_forced and not batch.blocks_swapped_out:
             self._return_swapped(batch, self.max_num_batched_tokens - batch.num_decodes, self._seats)
         if batch.preempted:
-            self._sorted = False
+            self._num_unsorted = -1
         self._requeue()
 
     def _admit(self, batch: Batch, now: float, budget: int, seats: int) -> None:
@@ -225,17 +228,26 @@ class VllmV0(V0Chunked):
         """Preempt less urgent running requests until the head of the queue could be admitted."""
         if not self._sorted:
             self.running = dict.fromkeys(sorted(self.running, key=_urgency))
+            self._sorted = True
         if self.waiting:
             self._preempt_for(batch, self.waiting.popleft())
-        if not self._sorted:
-            self.waiting = deque(sorted(self.waiting, key=_urgency))
-            self._sorted = True
+        self._sort_waiting()
+
+    def _sort_waiting(self) -> None:
+        waiting, unsorted = self.waiting, self._num_unsorted
+        if unsorted < 0 or unsorted > len(waiting) // 2:
+            self.waiting = deque(sorted(waiting, key=_urgency))
+        elif unsorted:
+            arrived = [waiting.pop() for _ in range(unsorted)]
+            for request in reversed(arrived):
+                insort(waiting, request, key=_urgency)
+        self._num_unsorted = 0
 
     def _preempt_for(self, batch: Batch, head: Request) -> None:
         while self._is_inverted(head) and not self._admissible(head):
             self._preempt(batch, next(reversed(self.running)))
             self._requeue()
-            self._sorted = False
+            self._num_unsorted = -1
         self.waiting.appendleft(head)
         if batch.preempted:
             batch.notes = {"forced": len(batch.preempted)}
@@ -282,7 +294,7 @@ class VllmV0(V0Chunked):
 
     @property
     def num_running(self) -> int:
-        """Admitted requests that have not ended, though their seats may be taken to the end of the decision."""
+        """Admitted requests that have not ended, though their seats may stay taken for a while."""
         gone = set(self._ended_early)
         leaders = {self._leader(sequence) for sequence in gone}
         return len(self.running) - sum(gone.issuperset(self._members(leader)) for leader in leaders)
