@@ -144,9 +144,8 @@ class VllmV1(Scheduler):
         decoding = self.decoding
         if self._limits and self._limits[0][0] <= decoding.iteration:
             self._drain_limits()
-        if not self.explicit and (not self.running or self._all_fit()):
-            budget = self._run_all(batch)
-        else:
+        budget = None if self.explicit else self._run_counted(batch)
+        if budget is None:
             budget = self._run_in_order(batch)
         if self._line and budget > 0 and not batch.preempted and len(self.running) < self.max_num_seqs:
             self._admit(batch, budget)
@@ -174,44 +173,41 @@ class VllmV1(Scheduler):
 
     # running: the short cut
 
-    def _all_fit(self) -> bool:
-        """Whether every running request gets its tokens, so that nobody's turn matters."""
-        decoding = self.decoding
-        need = decoding.phases[decoding.iteration % self.block_size]
-        budget = self.max_num_batched_tokens - decoding.count
-        if budget < 0:
-            return False
-        if self._prefilling:
-            if next(iter(self._prefilling)).order < self._last_decoder:
-                return False
-            threshold = self._threshold()
-            for request in self._prefilling:
-                chunk = self._chunk(request.target - request.computed, budget, threshold)
-                budget -= chunk
-                need += -(-(request.computed + chunk) // self.block_size) - request.num_blocks
-        return need <= self.blocks.num_free
-
-    def _run_all(self, batch: Batch) -> int:
-        decoding = self.decoding
-        budget = self.max_num_batched_tokens
+    def _run_counted(self, batch: Batch) -> int | None:
+        """Give every running request its tokens by counting; the budget left. None: somebody's turn matters."""
+        decoding, blocks = self.decoding, self.blocks
         decodes = decoding.count
+        need = decoding.phases[decoding.iteration % self.block_size]
+        budget = self.max_num_batched_tokens - decodes
+        chunks = self._chunks_counted(budget) if self._prefilling else ()
+        if budget < 0 or chunks is None:
+            return None
+        for request, chunk in chunks:
+            need += -(-(request.computed + chunk) // self.block_size) - request.num_blocks
+        if need > blocks.num_free:
+            return None
         if decodes:
-            need = decoding.phases[decoding.iteration % self.block_size]
-            if need:
-                self.blocks.take(need)
+            blocks.take(decoding.phases[decoding.iteration % self.block_size])
             decoding.iteration += 1
             decoding.computed += decodes
             batch.num_decodes = decodes
             batch.decode_context = decoding.computed
-            budget -= decodes
-        if self._prefilling:
-            threshold = self._threshold()
-            for request in self._prefilling:
-                chunk = self._chunk(request.target - request.computed, budget, threshold)
-                if chunk:
-                    self._compute(batch, request, chunk)
-                    budget -= chunk
+        for request, chunk in chunks:
+            self._compute(batch, request, chunk)
+            budget -= chunk
         return budget
+
+    def _chunks_counted(self, budget: int) -> list[tuple[Request, int]] | None:
+        """The next chunk of every request with prompt left. None: a decoding one comes after one of them."""
+        if next(iter(self._prefilling)).order < self._last_decoder:
+            return None
+        threshold, chunks = self._threshold(), []
+        for request in self._prefilling:
+            chunk = self._chunk(request.target - request.computed, budget, threshold)
+            if chunk > 0:
+                chunks.append((request, chunk))
+                budget -= chunk
+        return chunks
 
     def _compute(self, batch: Batch, request: Request, chunk: int) -> None:
         """Give *request* the blocks and the turn for its next *chunk* prompt tokens."""
