@@ -27,6 +27,7 @@ from simulator.steptime.laws import LawSet
 __all__ = ["Deployment", "Resolved"]
 
 DEFAULT_MODEL = "llama-3.1-8b"
+DEFAULT_MAX_TOKENS = "pow2"
 GIB = 2**30
 COMMON = (
     "max_num_seqs",
@@ -70,7 +71,7 @@ class Deployment(BaseModel):
     scheduling_policy: Literal["fcfs", "priority"] | None = None
     long_prefill_token_threshold: int | None = Field(None, ge=0)
     async_scheduling: bool | None = None
-    default_max_tokens: int | str = "pow2"
+    default_max_tokens: int | str = DEFAULT_MAX_TOKENS
     router: str = "round-robin"
     options: dict[str, Any] = {}
 
@@ -104,9 +105,11 @@ class Deployment(BaseModel):
         """Look everything up and choose what was left open."""
         model, profile, system = load_model(self.model), load_profile(self.gpu), find_system(self.system)
         chosen: list[str] = []
-        for name in ("model", "gpu", "system", "default_max_tokens"):
+        for name in ("model", "gpu", "system"):
             if name not in self.model_fields_set:
                 chosen.append(f"{name}: {getattr(self, name)}")
+        if "default_max_tokens" not in self.model_fields_set:
+            chosen.append(f"default_max_tokens: {system.default_max_tokens or DEFAULT_MAX_TOKENS}")
         parallelism = Parallelism(
             self.tensor_parallel_size,
             self.pipeline_parallel_size,
@@ -241,6 +244,12 @@ class Resolved:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def default_max_tokens(self) -> int | str:
+        """The limit of requests that state none: what was asked for, or what defines the system."""
+        stated = "default_max_tokens" in self.deployment.model_fields_set
+        return self.deployment.default_max_tokens if stated else self.system.default_max_tokens or DEFAULT_MAX_TOKENS
+
+    @property
     def num_gpu_blocks(self) -> int:
         """KV blocks of one replica."""
         return self.deployment.num_gpu_blocks or self.budget.num_gpu_blocks
@@ -276,6 +285,7 @@ class Resolved:
         return {
             **stated,
             **common,
+            "default_max_tokens": self.default_max_tokens,
             "dtype": self.precision.weights,
             "kv_cache_dtype": self.precision.kv,
             "num_gpu_blocks": self.num_gpu_blocks,

@@ -117,7 +117,7 @@ def simulate(
     resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
     if until is not None and not until > 0:
         raise ConfigurationError(f"until {until}: must be above 0")
-    max_tokens = resolve_max_tokens(trace, resolved.deployment.default_max_tokens)
+    max_tokens = resolve_max_tokens(trace, resolved.default_max_tokens)
     env = simpy.Environment()
     cluster = Cluster(
         env,

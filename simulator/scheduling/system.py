@@ -14,7 +14,7 @@ from simulator.scheduling.base import Scheduler
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 
-MODULES = ("vllm_v1", "lightllm", "sglang", "hf_continuous", "vllm_v0", "vllm_027", "splitfuse")
+MODULES = ("vllm_v1", "lightllm", "sglang", "hf_continuous", "vllm_v0", "vllm_027", "splitfuse", "tgi", "orca")
 """Modules of this package that define ``SYSTEMS``."""
 
 
@@ -54,6 +54,8 @@ class System:
     traits: str = "vllm"
     capacity: str = "num_gpu_blocks"
     capacity_in_tokens: bool = False
+    default_max_tokens: str | None = None
+    """Rule for requests that state no ``max_tokens``, where the system is defined by one."""
     same_as: str | None = None
     """The system whose decisions and costs this one shares, where it is only another name for them."""
 
