@@ -24,9 +24,14 @@ __all__ = ["HEAD_DIMS", "MAX_GROUP", "CudaKernels"]
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
+TENSOR_CORE_DTYPES = (torch.bfloat16, torch.float16)
 HOPPER = 9
 TRITON_ROWS = 512  # (token, head) rows of a chunk from which Triton's launch is worth its host time
-BLOCKS_PER_SM = {64: 3, 96: 2, 128: 2, 256: 1}  # of decode attention, by shared memory on a 227 KiB part
+# Bytes of shared memory of a block of decode attention: SHARED_BYTES in its source.
+DECODE_SHARED = {64: 65_536, 96: 98_304, 128: 98_304, 256: 139_264}
+RESERVED_SHARED = (
+    1024  # bytes the driver takes of each block, so that one block may have that much less than all
+)
 
 
 class CudaKernels(TorchKernels):
@@ -36,16 +41,20 @@ class CudaKernels(TorchKernels):
     graph_safe = True
 
     def __init__(
-        self, device: torch.device, reason: str, library: Library | None = None, processors: int | None = None
+        self,
+        device: torch.device,
+        reason: str,
+        library: Library | None = None,
+        processors: tuple[int, int] | None = None,
     ) -> None:
-        """*library* and *processors* (multiprocessors) default to those of the device."""
+        """*library* and *processors* (how many, bytes of shared memory of each) default to the device's."""
         super().__init__(device, reason)
         self.form["matmul"] = "torch"
         self.triton = load_triton(device, library is None)
         if self.triton is not None and torch.cuda.get_device_capability(device)[0] == HOPPER:
             self.form["prefill_attention"] = f"triton from {TRITON_ROWS} rows (wgmma)"
         self.library = library or Library(build((architecture_of(device),)))
-        self.processors = processors or torch.cuda.get_device_properties(device).multi_processor_count
+        self.processors, self.shared = processors or read_properties(device)
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
@@ -63,12 +72,12 @@ class CudaKernels(TorchKernels):
         sliding_window: int = 0,
         num_splits: int = 0,
     ) -> None:
-        check_attention(q, k_cache)
+        check_attention(out, q, k_cache, block_table, context_lens)
         batch, heads, dim = q.shape
         _, block_size, kv_heads, _ = k_cache.shape
         bound = max_context or block_table.shape[1] * block_size
         bound = min(bound, sliding_window) if sliding_window else bound
-        splits = num_splits or choose_splits(batch, kv_heads, bound, self.processors * BLOCKS_PER_SM[dim])
+        splits = num_splits or choose_splits(batch, kv_heads, bound, self._decode_slots(dim))
         # Partial outputs and, behind them, the logarithms of their softmax sums.
         rows = splits * batch * heads if splits > 1 else 0
         partial = torch.empty(rows * (dim + 1), dtype=torch.float32, device=q.device)
@@ -97,6 +106,16 @@ class CudaKernels(TorchKernels):
             self._stream(),
         )
 
+    def _decode_slots(self, dim: int) -> int:
+        """Thread blocks of decode attention that the device runs at a time."""
+        needed = DECODE_SHARED[dim] + RESERVED_SHARED
+        if needed > self.shared:
+            raise ConfigurationError(
+                f"head_dim {dim}: CUDA decode attention needs {needed} bytes of shared memory, "
+                f"a multiprocessor has {self.shared}"
+            )
+        return self.processors * (self.shared // needed)
+
     def prefill_attention(
         self,
         out: Tensor,
@@ -110,7 +129,7 @@ class CudaKernels(TorchKernels):
         max_query: int | None = None,
         sliding_window: int = 0,
     ) -> None:
-        check_attention(q, k_cache)
+        check_attention(out, q, k_cache, block_table, context_lens)
         tokens, heads, dim = q.shape
         _, block_size, kv_heads, _ = k_cache.shape
         most = max_query or tokens
@@ -153,6 +172,7 @@ class CudaKernels(TorchKernels):
         )
 
     def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+        check_rows(k, v)
         size = k.element_size()
         self.library.call(
             "kv_write",
@@ -264,6 +284,7 @@ class CudaKernels(TorchKernels):
         )
 
     def rope(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
+        check_rows(q, k)
         self.library.call(
             "rope",
             q.data_ptr(),
@@ -387,16 +408,37 @@ def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
-def check_attention(q: Tensor, k_cache: Tensor) -> None:
-    """Raise where the CUDA attention kernels have no instance for these shapes."""
+def read_properties(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory of each."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_multiprocessor
+
+
+def check_attention(
+    out: Tensor, q: Tensor, k_cache: Tensor, block_table: Tensor, context_lens: Tensor
+) -> None:
+    """Raise where the CUDA attention kernels have no instance for these shapes, or would misread a tensor."""
     heads, dim = q.shape[-2:]
     group = heads // k_cache.shape[2]
     if dim not in HEAD_DIMS:
         raise ConfigurationError(f"head_dim {dim}: the CUDA kernels have {', '.join(map(str, HEAD_DIMS))}")
     if group > MAX_GROUP:
         raise ConfigurationError(f"{group} query heads per KV head: the CUDA kernels take up to {MAX_GROUP}")
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        raise ConfigurationError(f"{q.dtype}: the CUDA attention kernels take bfloat16 and float16")
+    if q.dtype not in TENSOR_CORE_DTYPES or k_cache.dtype != q.dtype:
+        raise ConfigurationError(f"q {q.dtype}, cache {k_cache.dtype}: must both be bfloat16 or both float16")
+    if block_table.dtype != torch.int32 or context_lens.dtype != torch.int32:
+        raise ConfigurationError(
+            f"block table {block_table.dtype}, lengths {context_lens.dtype}: must be int32"
+        )
+    if q.stride(1) != dim or not (out.is_contiguous() and k_cache.is_contiguous()):
+        raise ConfigurationError("attention: a token's heads, the result and the cache must be contiguous")
+
+
+def check_rows(*tensors: Tensor) -> None:
+    """Raise where a token's heads ``[T, heads, dim]`` do not lie side by side."""
+    for t in tensors:
+        if t.stride(2) != 1 or t.stride(1) != t.shape[2]:
+            raise ConfigurationError(f"strides {t.stride()}: a token's heads must be contiguous")
 
 
 def check_pinned(*tensors: Tensor) -> None:

@@ -2,8 +2,8 @@
 
     python3 tests/gpu/run.py [part of a test's name ...]
 
-Every function ``test_*`` of the ``test_*.py`` files beside this one is called. One that raises `unittest.SkipTest`
-is skipped with its reason. The last line counts; the exit status is 1 if a test failed.
+Calls every function ``test_*`` of the ``test_*.py`` files beside this one. One that raises
+`unittest.SkipTest` is skipped with its reason. The last line counts; the exit status is 1 if a test failed.
 """
 
 from __future__ import annotations

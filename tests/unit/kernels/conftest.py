@@ -29,4 +29,4 @@ def emulated(tmp_path_factory: pytest.TempPathFactory):
         [compiler, *flags, *paths, "-o", str(library)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[:2000]
-    return CudaKernels(torch.device("cpu"), "emulated", Library(library), processors=4)
+    return CudaKernels(torch.device("cpu"), "emulated", Library(library), processors=(4, 228 * 1024))

@@ -7,12 +7,20 @@ import re
 import subprocess
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from engine.kernels import build as building  # noqa: E402
 from engine.kernels import get_kernels  # noqa: E402
-from engine.kernels.conformance import checks  # noqa: E402
+from engine.kernels.conformance import (  # noqa: E402
+    Case,
+    check_decode_attention,
+    check_prefill_attention,
+    checks,
+)
+from engine.kernels.cuda_backend import CudaKernels  # noqa: E402
 from engine.kernels.library import SIGNATURES  # noqa: E402
 from simulator.errors import ConfigurationError  # noqa: E402
 
@@ -48,11 +56,54 @@ def test_emulated_draw_is_the_torch_forms(emulated):
     assert torch.equal(emulated.draw(logits, seeds, steps), expected)
 
 
-def test_unsupported_shapes_are_refused(emulated):
-    q, cache = torch.zeros(1, 2, 80, dtype=torch.float16), torch.zeros(1, 16, 2, 80, dtype=torch.float16)
-    lens = torch.ones(1, dtype=torch.int32)
-    with pytest.raises(ConfigurationError, match="head_dim 80: the CUDA kernels have 64, 96, 128, 256"):
-        emulated.decode_attention(q, q, cache, cache, lens[:, None], lens, 1.0)
+@st.composite
+def cases(draw) -> Case:
+    contexts = tuple(draw(st.lists(st.integers(0, 150), min_size=1, max_size=3)))
+    return Case(
+        dim=draw(st.sampled_from((64, 96, 128, 256))),
+        group=draw(st.integers(1, 16)),
+        kv_heads=draw(st.integers(1, 2)),
+        block_size=draw(st.sampled_from((1, 5, 16, 32))),
+        contexts=contexts,
+        queries=tuple(draw(st.integers(min(1, context), context)) for context in contexts),
+        window=draw(st.sampled_from((0, 1, 40))),
+        splits=draw(st.integers(0, 4)),
+    )
+
+
+@given(case=cases())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_emulated_attention_on_any_shape(emulated, case):
+    check_decode_attention(emulated, torch.float16, case)
+    check_prefill_attention(emulated, torch.float16, case)
+
+
+def decode(kernels, dim=64, heads=2, kv_heads=2, dtype=torch.float16, index=torch.int32) -> None:
+    q, cache = torch.zeros(1, heads, dim, dtype=dtype), torch.zeros(1, 16, kv_heads, dim, dtype=dtype)
+    lens = torch.ones(1, dtype=index)
+    kernels.decode_attention(torch.empty_like(q), q, cache, cache, lens[:, None] * 0, lens, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dim": 80}, "head_dim 80: the CUDA kernels have 64, 96, 128, 256"),
+        ({"heads": 34}, "17 query heads per KV head: the CUDA kernels take up to 16"),
+        ({"dtype": torch.float32}, "must both be bfloat16 or both float16"),
+        ({"index": torch.int64}, r"block table torch.int64, lengths torch.int64: must be int32"),
+    ],
+)
+def test_what_the_kernels_would_misread_is_refused(emulated, changed, message):
+    decode(emulated)
+    with pytest.raises(ConfigurationError, match=message):
+        decode(emulated, **changed)
+
+
+def test_a_device_with_little_shared_memory_is_named(emulated):
+    small = CudaKernels(torch.device("cpu"), "small", emulated.library, (4, 100 * 1024))
+    decode(small, dim=128)
+    with pytest.raises(ConfigurationError, match="needs 140288 bytes of shared memory, a multiprocessor has"):
+        decode(small, dim=256)
 
 
 @pytest.fixture(scope="session")
