@@ -68,7 +68,10 @@ RING = Family(
     shape=("message", "num_gpus"),
     least_rows=30,
 )
-REDUCE = replace(RING, start={**RING.start, "second": 4e-6}, choices=({"shots": 1.0}, {"shots": 2.0}))
+CUSTOM_CHOICES = tuple(
+    {"shots": shots, "hands_over": hands_over} for shots, hands_over in ((1.0, 0.0), (2.0, 0.0), (2.0, 1.0))
+)
+REDUCE = replace(RING, start={**RING.start, "second": 4e-6, "relay": 1e-5}, choices=CUSTOM_CHOICES)
 STREAM = Family(
     form="stream",
     start={"t0": 3e-6, "eb": 0.8},
@@ -134,6 +137,12 @@ FAMILIES: dict[str, Family] = {
     "kv_write": STREAM,
     "sampling": Family("stream", {"t0": 4e-5, "eb": 0.6}, STREAM.axes, STREAM.shape, fixed={"passes": 5.0}),
 }
+
+
+def choices(family: str, variant: str) -> tuple[Mapping[str, float], ...]:
+    """What held-out error may choose between; shots and handing over are the custom kernel's alone."""
+    offered = FAMILIES[family].choices
+    return offered[:1] if variant == "nccl" else offered
 
 
 def arguments(family: str, frame: pd.DataFrame) -> list[NDArray[np.float64]]:

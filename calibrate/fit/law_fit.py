@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.fit.families import FAMILIES, arguments
+from calibrate.fit.families import FAMILIES, arguments, choices
+from calibrate.fit.resident import resident_rows
 from calibrate.fit.smooth import SmoothLaw
 from calibrate.fit.surface import Surface
 from hwprofiles import HardwareProfile, Law, Source
@@ -49,10 +50,11 @@ class LawFit:
         """Fit on the rows of *frame* (all of them: exclude resident ones before)."""
         frame = frame.reset_index(drop=True)
         best = min(
-            (self._held_out(frame, choice) for choice in FAMILIES[self.family].choices),
+            (self._held_out(frame, choice) for choice in choices(self.family, self.variant)),
             key=lambda outcome: float(np.mean(np.abs(np.expm1(-outcome[1])))) if len(outcome[1]) else 0.0,
         )
         self.choice_, self.logs_ = best
+        self.judged_ = self._judged(frame, len(self.logs_))
         self.smooth_, self.surface_ = self._fit_once(frame, self.choice_)
         self.range_ = self._range(frame)
         self.shapes_ = int(shape_numbers(self.family, frame).max()) + 1
@@ -78,24 +80,31 @@ class LawFit:
             },
             covariance=self.smooth_.covariance_,
             residual=None if self.surface_ is None else self.surface_.residual(),
-            spread=robust_spread(self.logs_) if len(self.logs_) else UNTESTED_SPREAD,
+            spread=robust_spread(self.judged_) if len(self.judged_) else UNTESTED_SPREAD,
             quantiles={
-                str(level): _round(np.quantile(self.logs_, level)) for level in QUANTILES if len(self.logs_)
+                str(level): _round(np.quantile(self.judged_, level))
+                for level in QUANTILES
+                if len(self.judged_)
             },
             range=self.range_,
-            held_out=self._summary() if len(self.logs_) else None,
+            held_out=self._summary() if len(self.judged_) else None,
             source=source,
         )
 
+    def _judged(self, frame: pd.DataFrame, count: int) -> Vector:
+        """Held-out ln(measured / predicted) of rows that stream from memory, as in serving."""
+        streams = ~resident_rows(self.family, frame, self.profile)
+        return self.logs_[streams] if count == len(frame) and streams.any() else self.logs_
+
     def _summary(self) -> HeldOut:
-        mean, median, p90 = error_summary(np.expm1(-self.logs_))
+        mean, median, p90 = error_summary(np.expm1(-self.judged_))
         columns = ", ".join(FAMILIES[self.family].shape)
         folds = min(self.folds, self.shapes_)
         return HeldOut(
             mean_ape=_round(mean),
             median_ape=_round(median),
             p90_ape=_round(p90),
-            rows=len(self.logs_),
+            rows=len(self.judged_),
             split=f"{folds}-fold over {self.shapes_} shapes ({columns})",
         )
 

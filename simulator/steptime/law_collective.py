@@ -34,9 +34,10 @@ class CollectiveLaw(OperatorLaw):
 
     Coefficients: ``t0_2 t0_4 t0_8`` s and ``eb_2 eb_4 eb_8`` (share of the link) for 2, 4 and 8 GPUs,
     ``p``. Between those numbers they are interpolated in log n; beyond 8 latency grows with n and the share
-    stays. ``shots`` 2 marks a kernel that reads every peer's whole message when it is small (one shot: n -
-    1 messages), and else reduces a part each and gathers (two shots: a ring's traffic, ``second`` s of
-    further latency).
+    stays. ``shots``
+    2 marks a kernel that reads every peer's whole message when it is small (one shot: n - 1 messages), and
+    else reduces a part each and gathers (two shots: a ring's traffic, ``second`` s of further latency);
+    ``hands_over`` 1 one that leaves messages from `CUSTOM_LIMIT` to NCCL (``relay`` s of further latency).
     """
 
     def smooth(self, message: Number, num_gpus: Number) -> Number:
@@ -47,6 +48,8 @@ class CollectiveLaw(OperatorLaw):
             small = one_shot(message, num_gpus)
             latency = choose(small, latency, latency + self.coefficients["second"])
             traffic = choose(small, (num_gpus - 1.0) * message, traffic)
+        if self.coefficients.get("hands_over") == 1.0:
+            latency = latency + choose(message >= CUSTOM_LIMIT, self.coefficients["relay"], 0.0)
         wire = traffic / (self._at("eb", num_gpus) * self.device.link)
         return p_norm(latency, wire, self.coefficients["p"])
 

@@ -40,7 +40,7 @@ TRUTH = {
 def gemm_table(noise: float = 0.0, bump: float = 0.0) -> pd.DataFrame:
     """Rows of the law TRUTH; *bump* adds a smooth departure from it, *noise* lognormal scatter."""
     sizes = [1024, 2048, 4096, 6144, 8192, 12288]
-    grid = [(2.0**i, float(n), float(k)) for i in range(0, 14) for n in sizes for k in sizes]
+    grid = [(2.0**i, float(n), float(k)) for i in range(14) for n in sizes for k in sizes]
     frame = pd.DataFrame(grid, columns=["m", "n", "k"])
     frame["dtype"], frame["gpu"], frame["source"], frame["variant"] = "bf16", "h100", "made", ""
     law = GemmLaw(TRUTH, "bf16", law_device(PROFILE, "gemm", "bf16"))

@@ -76,7 +76,7 @@ def test_broken_file_is_one_line(tmp_path: Path, old: str, new: str, message: st
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"nothing\.yaml: cannot be read"):
         load_profile(tmp_path / "nothing.yaml")
 
 
