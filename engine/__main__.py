@@ -80,6 +80,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-prompts", type=int, default=200)
     parser.add_argument("--input-len", type=int, help="fixed length; default: ShareGPT-like lengths")
     parser.add_argument("--output-len", type=int)
+    parser.add_argument("--kernels", action="store_true", help="also measure the kernels' bandwidth and rate")
     parser.add_argument("--compare", action="store_true", help="also measure transformers' static batching")
 
 
@@ -114,7 +115,13 @@ def _serve(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from engine.bench_throughput import run
 
-    return run(_settings(options), options)
+    settings = _settings(options)
+    status = run(settings, options)
+    if options.kernels:
+        from engine.bench_kernels import main as bench_kernels
+
+        status = bench_kernels(["--device", settings.torch_device().type]) or status
+    return status
 
 
 if __name__ == "__main__":
