@@ -23,7 +23,7 @@ __all__ = ["COLUMNS", "digest", "read_folder", "read_table", "read_tables"]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "prefill_attention": ("chunk", "context", "n_q", "n_kv", "head_dim", "num_seqs"),
-    "decode_attention": ("num_seqs", "sum_context", "n_q", "n_kv", "head_dim"),
+    "decode_attention": ("num_seqs", "sum_context", "n_q", "n_kv", "head_dim", "max_context"),
     "moe": ("num_tokens", "hidden", "inter", "topk", "num_experts", "tp", "ep"),
     "all_reduce": ("message", "num_gpus"),
     "all_gather": ("message", "num_gpus"),
@@ -177,6 +177,11 @@ def _moe(raw: pd.DataFrame, path: Path) -> Frames:
 def _collectives(raw: pd.DataFrame, path: Path) -> Frames:
     shape = {"message": _numbers(raw, "bytes", path), "num_gpus": _numbers(raw, "num_gpus", path)}
     frame = _frame(raw, path, None, **shape)
+    known = ("all_reduce", "all_gather", "reduce_scatter", *OPERATIONS, *OPERATIONS.values())
+    if not (fits := raw["op"].isin(known)).all():
+        line = int(np.argmin(fits.to_numpy()))
+        allowed = f"must be one of {', '.join(sorted(known))}"
+        raise InputError(path, allowed, line=line + 2, field="op", value=raw["op"].iloc[line])
     frame["variant"] = raw["impl"].map(lambda name: IMPLEMENTATIONS.get(name, name))
     return _by_operation(frame, raw["op"].map(lambda name: OPERATIONS.get(name, name)))
 
@@ -184,7 +189,8 @@ def _collectives(raw: pd.DataFrame, path: Path) -> Frames:
 def _streams(raw: pd.DataFrame, path: Path) -> Frames:
     frame = _frame(raw, path, None, moved=_numbers(raw, "bytes", path))
     frame.loc[raw["op"] == "sampling", "dtype"] = "fp32"
-    return _by_operation(frame, raw["op"])
+    own = ("kv_write", "sampling")
+    return _by_operation(frame, raw["op"].map(lambda name: name if name in own else "elementwise"))
 
 
 def _by_operation(frame: pd.DataFrame, operation: pd.Series[str]) -> Frames:

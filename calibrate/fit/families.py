@@ -40,7 +40,7 @@ class Family:
     choices: tuple[Mapping[str, float], ...] = ({},)
     """Coefficients that are chosen and not searched, e.g. how a kernel packs heads."""
     fixed: Mapping[str, float] = field(default_factory=dict)
-    """Coefficients the data cannot tell."""
+    """Coefficients that most tables cannot tell; see `searched`."""
     least_rows: int = 60
     """Rows from which a correction is fitted on top of the smooth law."""
 
@@ -78,6 +78,11 @@ STREAM = Family(
     axes=(Axis("moved", 8, 0.05),),
     shape=("moved",),
 )
+
+SKEW = 0.04
+"""Share of the imbalance that a skewed decode batch pays, assumed where no table holds such batches."""
+SKEWED = 1.1
+"""num_seqs max / sum from which a batch counts as skewed."""
 
 FAMILIES: dict[str, Family] = {
     "gemm": Family(
@@ -118,7 +123,7 @@ FAMILIES: dict[str, Family] = {
             Axis("n_kv", _octaves(0, 3), 0.3),
         ),
         shape=("n_q", "n_kv", "head_dim"),
-        fixed={"skew": 0.04},
+        fixed={"skew": SKEW},
     ),
     "moe": Family(
         form="experts",
@@ -135,8 +140,18 @@ FAMILIES: dict[str, Family] = {
     "all_to_all": RING,
     "elementwise": STREAM,
     "kv_write": STREAM,
-    "sampling": Family("stream", {"t0": 4e-5, "eb": 0.6}, STREAM.axes, STREAM.shape, fixed={"passes": 5.0}),
+    "sampling": Family("stream", {"t0": 4e-5, "eb": 0.6}, STREAM.axes, STREAM.shape, fixed={"passes": 1.0}),
 }
+
+
+def searched(family: str, frame: pd.DataFrame) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """(coefficients to search with their start, coefficients the rows of *frame* cannot tell)."""
+    spec = FAMILIES[family]
+    if family == "decode_attention":
+        imbalance = frame["num_seqs"] * frame["max_context"] / frame["sum_context"]
+        if (imbalance > SKEWED).any():
+            return {**spec.start, **spec.fixed}, {}
+    return spec.start, spec.fixed
 
 
 def choices(family: str, variant: str) -> tuple[Mapping[str, float], ...]:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from calibrate.fit.families import FAMILIES, predict_rows
+from calibrate.fit.families import predict_rows, searched
 from hwprofiles import HardwareProfile
 from simulator.steptime.law_form import OperatorLaw
 from simulator.steptime.laws import FAMILY_LAWS, law_device
@@ -48,7 +48,7 @@ class SmoothLaw:
     def fit(self, frame: pd.DataFrame, groups: NDArray[np.int64] | None = None) -> Self:
         """Search the coefficients on the rows of *frame*; *groups* (a shape's number per row) enter their
         covariance."""
-        start = FAMILIES[self.family].start
+        start, self.fixed_ = searched(self.family, frame)
         names = list(start)
         origin = np.array([_inward(name, start[name]) for name in names])
         measured = np.log(frame["seconds"].to_numpy(float))
@@ -82,7 +82,7 @@ class SmoothLaw:
 
     def _coefficients(self, names: list[str], point: Vector) -> dict[str, float]:
         searched = {name: _outward(name, value) for name, value in zip(names, point.tolist(), strict=True)}
-        return {**searched, **(self.choice or {}), **FAMILIES[self.family].fixed}
+        return {**searched, **(self.choice or {}), **self.fixed_}
 
     def _covariance(
         self, names: list[str], point: Vector, found: object, groups: NDArray[np.int64] | None, rows: int

@@ -32,7 +32,6 @@ class DecodeKernel:
     __slots__ = (
         "floor_token",
         "grid",
-        "many",
         "memory_token",
         "p",
         "per_seq",
@@ -53,71 +52,85 @@ class DecodeKernel:
         self.floor_token = at_least(compute, self.memory_token)
         self.per_token = p_norm(compute / c["ec"], self.memory_token / c["eb"], MIX)
         self.units, self.per_seq = n_kv, n_kv * c["unit"]
-        self.t0, self.p, self.skew = c["t0"], c["p"], c.get("skew", 0.0)
+        self.t0, self.p, self.skew = c["t0"], c["p"], c["skew"]
         self.grid, self.scale = grid, law.scale
-        self.many = isinstance(self.units, np.ndarray)
 
-    def smooth(self, num_seqs: Number, sum_context: Number) -> Number:
-        """Launch against streaming the KV and serving the units."""
-        return p_norm(self.t0, sum_context * self.per_token + num_seqs * self.per_seq, self.p)
+    def work(self, num_seqs: Number, sum_context: Number, max_context: Number) -> Number:
+        """Seconds of streaming the KV, serving the units and waiting for the longest."""
+        work = sum_context * self.per_token + num_seqs * self.per_seq
+        imbalance = num_seqs * max_context - sum_context
+        return work + self.skew * self.per_token * at_least(imbalance, 0.0)
 
     def __call__(self, num_seqs: Number, sum_context: Number, max_context: Number = 0.0) -> Number:
         """Seconds; *max_context*, if known, charges a batch of one long and many short sequences."""
-        if isinstance(sum_context, np.ndarray) or isinstance(num_seqs, np.ndarray) or self.many:
-            seconds = self.smooth(num_seqs, sum_context) * self.scale
+        work = self.work(num_seqs, sum_context, max_context)
+        if isinstance(work, np.ndarray):
+            seconds = p_norm(self.t0, work, self.p) * self.scale
             if self.grid is not None:
                 memory = sum_context * self.memory_token * MICRO
                 seconds = seconds * self.grid.factor(*np.broadcast_arrays(memory, num_seqs * self.units))
         else:
-            seconds = self._one(num_seqs, sum_context)
-        if self.skew:
-            imbalance = at_least(num_seqs * max_context - sum_context, 0.0)
-            seconds = seconds + self.skew * self.per_token * imbalance
+            seconds = self._one(num_seqs, sum_context, work)
         return at_least(seconds, sum_context * self.floor_token)
 
-    def _one(self, num_seqs: float, sum_context: float) -> float:
+    def _one(self, num_seqs: float, sum_context: float, work: float) -> float:
         """One batch: the same formulas, spelt out, because a simulated step waits for them."""
-        work = sum_context * self.per_token + num_seqs * self.per_seq
         top = work if work > self.t0 else self.t0
         p = self.p
         seconds = self.scale * top * ((work / top) ** p + (self.t0 / top) ** p) ** (1.0 / p)
         if self.grid is None:
             return float(seconds)
         memory = sum_context * self.memory_token * MICRO
-        units = num_seqs * self.units
-        low = math.log2(memory) if memory > LEAST else LEAST_LOG2
-        return float(
-            seconds * math.exp(self.grid.plane(low, math.log2(units) if units > LEAST else LEAST_LOG2))
-        )
+        x = math.log2(memory) if memory > LEAST else LEAST_LOG2
+        return float(seconds * math.exp(self.grid.plane(x, log2(num_seqs * self.units))))
 
 
 class DecodeLaw(OperatorLaw):
-    """Seconds for arguments (num_seqs, sum_context, n_q, n_kv, head_dim).
+    """Seconds for arguments (num_seqs, sum_context, n_q, n_kv, head_dim[, max_context]).
 
     Coefficients: ``t0`` s, ``ec``, ``eb``, ``p``, ``unit`` s per sequence and KV head, ``skew`` (share of
     the imbalance num_seqs max - sum that is paid).
     """
 
-    def kernel(self, n_q: int, n_kv: int, head_dim: int) -> DecodeKernel:
+    def kernel(self, n_q: Number, n_kv: Number, head_dim: Number) -> DecodeKernel:
         """The law for fixed heads."""
         grid = None if self.grid is None else self.grid.fixed(log2(float(n_kv)))
         return DecodeKernel(self, n_q, n_kv, head_dim, grid)
 
     def smooth(
-        self, num_seqs: Number, sum_context: Number, n_q: Number, n_kv: Number, head_dim: Number
+        self,
+        num_seqs: Number,
+        sum_context: Number,
+        n_q: Number,
+        n_kv: Number,
+        head_dim: Number,
+        max_context: Number = 0.0,
     ) -> Number:
-        """See `DecodeKernel.smooth`."""
-        return DecodeKernel(self, n_q, n_kv, head_dim, None).smooth(num_seqs, sum_context)
+        """Launch against the work of `DecodeKernel.work`."""
+        kernel = DecodeKernel(self, n_q, n_kv, head_dim, None)
+        return p_norm(kernel.t0, kernel.work(num_seqs, sum_context, max_context), kernel.p)
 
     def coordinates(
-        self, num_seqs: Number, sum_context: Number, n_q: Number, n_kv: Number, head_dim: Number
+        self,
+        num_seqs: Number,
+        sum_context: Number,
+        n_q: Number,
+        n_kv: Number,
+        head_dim: Number,
+        max_context: Number = 0.0,
     ) -> tuple[Number, ...]:
         """Memory time at peak in microseconds, units, KV heads."""
         memory = DecodeKernel(self, n_q, n_kv, head_dim, None).memory_token * sum_context
         return memory * MICRO, num_seqs * n_kv, n_kv
 
     def floor(
-        self, num_seqs: Number, sum_context: Number, n_q: Number, n_kv: Number, head_dim: Number
+        self,
+        num_seqs: Number,
+        sum_context: Number,
+        n_q: Number,
+        n_kv: Number,
+        head_dim: Number,
+        max_context: Number = 0.0,
     ) -> Number:
         """Peak FLOPs or peak bandwidth, whichever is slower."""
         return DecodeKernel(self, n_q, n_kv, head_dim, None).floor_token * sum_context

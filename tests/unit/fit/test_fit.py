@@ -21,6 +21,7 @@ from calibrate.fit import (
 from calibrate.fit.families import Axis
 from hwprofiles import load_profile
 from hwprofiles.registry import parse_profile
+from simulator.steptime.law_decode import DecodeLaw
 from simulator.steptime.law_gemm import GemmLaw
 from simulator.steptime.laws import law_device
 
@@ -141,3 +142,25 @@ def test_folder_to_profile_and_back(tmp_path: Path) -> None:
     assert profile.raw_data_digest is not None
     assert fit_folder(data, tmp_path / "out", kind="measured", date="2026-01-01") == [path]
     assert path.read_bytes() == first
+
+
+def test_skew_is_searched_only_where_batches_are_skewed() -> None:
+    """Batches of one long and many short sequences, slower by a tenth of their imbalance."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "num_seqs": rng.integers(2, 64, 200).astype(float),
+            "max_context": rng.integers(4e3, 4e4, 200).astype(float),
+        }
+    )
+    table["sum_context"] = table["max_context"] * (1 + 0.5 * (table["num_seqs"] - 1))
+    table = table.assign(n_q=32.0, n_kv=8.0, head_dim=128.0, dtype="bf16")
+    even = table.assign(max_context=table["sum_context"] / table["num_seqs"])
+    truth = SmoothLaw("decode_attention", PROFILE, "bf16").fit(even.assign(seconds=1e-4)).coefficients_
+    assert truth["skew"] == 0.04
+    law = DecodeLaw(
+        {**truth, "skew": 0.1, "eb": 0.8}, "bf16", law_device(PROFILE, "decode_attention", "bf16")
+    )
+    made = table.assign(seconds=predict_rows(law, "decode_attention", table))
+    found = SmoothLaw("decode_attention", PROFILE, "bf16", prior=1e-4).fit(made).coefficients_
+    assert found["skew"] == pytest.approx(0.1, rel=0.1)

@@ -39,7 +39,7 @@ def test_decode_kernel_is_the_law() -> None:
     kernel = H100.decode_kernel(32, 8, 128, "bf16")
     assert kernel(64, 64000) == H100.decode_attention(64, 64000, 32, 8, 128, "bf16")
     bound = H100.bound("decode_attention", "bf16")
-    arguments = [np.array([value]) for value in (64.0, 64000.0, 32.0, 8.0, 128.0)]
+    arguments = [np.array([value]) for value in (64.0, 64000.0, 32.0, 8.0, 128.0, 0.0)]
     assert kernel(64, 64000) == pytest.approx(float(bound(*arguments)[0]), rel=1e-12)
 
 
