@@ -80,7 +80,9 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-prompts", type=int, default=200)
     parser.add_argument("--input-len", type=int, help="fixed length; default: ShareGPT-like lengths")
     parser.add_argument("--output-len", type=int)
-    parser.add_argument("--kernels", action="store_true", help="also measure the kernels' bandwidth and rate")
+    parser.add_argument(
+        "--kernel-bandwidth", action="store_true", help="also measure the kernels' bandwidth and rate"
+    )
     parser.add_argument("--compare", action="store_true", help="also measure transformers' static batching")
 
 
@@ -117,7 +119,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     status = run(settings, options)
-    if options.kernels:
+    if options.kernel_bandwidth:
         from engine.bench_kernels import main as bench_kernels
 
         status = bench_kernels(["--device", settings.torch_device().type]) or status
