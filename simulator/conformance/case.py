@@ -19,6 +19,7 @@ REPLAYS = {
     "hf-5.23.0": "hf_continuous",
     "mii-0.3.3": "splitfuse",
     "sglang-0.5.23": "sglang",
+    "trtllm-5f480b7a": "trtllm",
     "lightllm-fc72ffab": "lightllm",
     "vllm-0.33": "vllm_v1",
     "vllm-0.11": "vllm_v1",

@@ -2,16 +2,16 @@
 
 A pass decides the batch of the next one. Decoding sequences come first; one that steps into a new block and
 finds none free stays behind. Prompts follow in order while tokens are left, each only if what remains of it
-fits as a whole, though only its next piece gets blocks; the rest of a cut prompt goes to the front. Nothing is
-preempted for want of memory until nothing at all can be scheduled: then the last sequence in the buffer that
-holds KV loses it and queues again at the end.
+fits as a whole, though only its next piece gets blocks; the rest of a cut prompt goes to the front. Nothing
+is preempted for want of memory until nothing at all can be scheduled: then the last sequence in the buffer
+that holds KV loses it and queues again at the end.
 
 Blocks of an ended sequence come back late: its flush is queued after the pass in which it ended, picked up
 by the next one and carried out at the start of the one after that.
 
-Read in deepspeed-mii 0.3.3 (mii/batching/ragged_batching.py) and deepspeed 0.19.8 (inference/v2); its recorded
-decisions are reproduced. Where the release stops with an assertion, because a prompt does not fit and all
-that holds KV has ended but is not flushed yet, this waits for the flush.
+Read in deepspeed-mii 0.3.3 (mii/batching/ragged_batching.py) and deepspeed 0.19.8 (inference/v2); its
+recorded decisions are reproduced. Where the release stops with an assertion, because a prompt does not fit
+and all that holds KV has ended but is not flushed yet, this waits for the flush.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SplitFuse(Scheduler):
         room = self.max_length - request.prompt_length + 1  # the last token's KV is never written
         if room < 1:
             raise CapacityError(
-                f"a prompt of {request.prompt_length} tokens exceeds the {self.max_length} tokens of a sequence"
+                f"a prompt of {request.prompt_length} tokens exceeds {self.max_length}, the longest sequence"
             )
         request.max_tokens = min(request.max_tokens, room)
         self.prompts.append(request)
@@ -305,7 +305,7 @@ SYSTEMS = (
     System(
         name="deepspeed-fastgen",
         version="mii 0.3.3",
-        summary="Dynamic SplitFuse: 768 tokens a forward, decodes first, prompts cut to fill, no prefix cache",
+        summary="Dynamic SplitFuse: 768 tokens a forward, decodes first, prompts cut to fill them",
         source="deepspeed-mii 0.3.3, mii/batching/ragged_batching.py",
         status="recorded",
         policy="splitfuse:SplitFuse",

@@ -14,7 +14,18 @@ from simulator.scheduling.base import Scheduler
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 
-MODULES = ("vllm_v1", "lightllm", "sglang", "hf_continuous", "vllm_v0", "vllm_027", "splitfuse", "tgi", "orca")
+MODULES = (
+    "vllm_v1",
+    "lightllm",
+    "sglang",
+    "hf_continuous",
+    "vllm_v0",
+    "vllm_027",
+    "splitfuse",
+    "tgi",
+    "orca",
+    "trtllm",
+)
 """Modules of this package that define ``SYSTEMS``."""
 
 
@@ -35,10 +46,11 @@ def _none(device: Device) -> dict[str, Any]:
 class System:
     """One serving system.
 
-    *policy* is ``module:Class`` in this package; *fixed* arguments make the policy this system and cannot be changed;
-    *defaults* gives the system's own defaults for a device. *capacity* is the policy's argument that takes the size of the KV
-    cache, in blocks or, with ``capacity_in_tokens``, in tokens. *memory* and *traits* name the rule for the KV budget and
-    the host costs. *status*: ``recorded`` (identical to recorded decisions), ``read`` (from its source) or ``inferred``.
+    *policy* is ``module:Class`` in this package; *fixed* arguments make the policy this system and cannot be
+    changed; *defaults* gives the system's own defaults for a device. *capacity* is the policy's argument that
+    takes the size of the KV cache, in blocks or, with ``capacity_in_tokens``, in tokens. *memory* and
+    *traits* name the rule for the KV budget and the host costs. *status*: ``recorded`` (identical to recorded
+    decisions), ``read`` (from its source) or ``inferred``.
     """
 
     name: str

@@ -28,6 +28,9 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "sglang": {"max_running_requests": 6, "chunked_prefill_size": 32, "schedule_conservativeness": 0.2},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
+    "tensorrt-llm": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},
+    "tensorrt-llm-max-utilization": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},
+    "tensorrt-llm-static": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},
     "deepspeed-fastgen": {"kv_block_size": 4, "max_ragged_batch_size": 64, "max_ragged_sequence_count": 6},
 }
 """The same for systems whose limits have names of their own."""
