@@ -12,13 +12,21 @@ residual on at most 200 knots.
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from hwprofiles.dtypes import DTYPES
+from hwprofiles.law_block import (
+    HeldOut,
+    Law,
+    NotNegative,
+    Positive,
+    Record,
+    Residual,
+    Source,
+    SourceKind,
+)
 
 __all__ = [
     "Datasheet",
@@ -30,46 +38,8 @@ __all__ = [
     "Price",
     "Residual",
     "Source",
+    "SourceKind",
 ]
-
-MAX_KNOTS = 200
-"""Most residual knots one law may carry."""
-
-Family = Literal[
-    "gemm",
-    "prefill_attention",
-    "decode_attention",
-    "moe",
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "all_to_all",
-    "elementwise",
-    "sampling",
-    "kv_write",
-]
-
-SourceKind = Literal["measured", "fitted", "scaled", "datasheet", "default"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Record(BaseModel):
-    """Base of every block: unknown keys are errors, so that a misspelt field cannot pass for a default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(Record):
-    """Where a block's numbers come from."""
-
-    kind: SourceKind
-    """Measured on or fitted to data of this device, scaled from another, of the datasheet, or a default."""
-    text: str
-    """The data set, document or device in words."""
-    date: str | None = None
-    """ISO date of the source, as far as it is known."""
 
 
 class Price(Record):
@@ -101,7 +71,7 @@ class Datasheet(Record):
     price: Price | None = None
     source: str
     confidence: str
-    notes: list[str] = []
+    notes: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _known_dtypes(self) -> Self:
@@ -110,79 +80,6 @@ class Datasheet(Record):
         if unknown := sorted(set(self.peak_flops) - set(DTYPES)):
             raise ValueError(f"peak_flops: unknown dtype {unknown[0]!r}")
         return self
-
-
-class Residual(Record):
-    """Fitted correction: ln(measured / law) on a grid of log2 coordinates, linear in between."""
-
-    axes: dict[str, list[float]]
-    """Name and increasing log2 knots of each axis."""
-    values: list[float]
-    """ln(measured / law) at the knots, last axis fastest."""
-    fade: Positive
-    """Octaves outside the grid over which the correction falls to 1/e."""
-
-    @model_validator(mode="after")
-    def _grid(self) -> Self:
-        size = math.prod(len(knots) for knots in self.axes.values())
-        if size != len(self.values):
-            raise ValueError(f"residual: {len(self.values)} values for a grid of {size}")
-        if size > MAX_KNOTS:
-            raise ValueError(f"residual: {size} knots, at most {MAX_KNOTS}")
-        for name, knots in self.axes.items():
-            if any(b <= a for a, b in pairwise(knots)):
-                raise ValueError(f"residual: knots of {name!r} must increase")
-        return self
-
-
-class HeldOut(Record):
-    """Error on shapes that the fit did not see, as fractions."""
-
-    mean_ape: NotNegative
-    median_ape: NotNegative
-    p90_ape: NotNegative
-    rows: int
-    split: str
-    """How the rows were held out, e.g. ``5-fold by (n, k)``."""
-
-
-class Law(Record):
-    """Coefficients of one operator family for one dtype (of the KV cache for attention) or implementation."""
-
-    family: Family
-    dtype: str
-    variant: str = ""
-    """Implementation where several are modelled, e.g. ``nccl`` or ``custom`` for an all-reduce."""
-    form: str
-    coefficients: dict[str, float]
-    standard_errors: dict[str, NotNegative] = {}
-    covariance: list[list[float]] = []
-    """Of ln(coefficient), in the order of `coefficients`; empty where not known."""
-    residual: Residual | None = None
-    spread: NotNegative = 0.0
-    """Standard deviation of ln(measured / predicted) on held-out shapes."""
-    quantiles: dict[str, float] = {}
-    """Quantiles of ln(measured / predicted) on held-out shapes, by probability."""
-    range: dict[str, tuple[float, float]] = {}
-    """Smallest and largest of each coordinate in the data."""
-    held_out: HeldOut | None = None
-    source: Source
-
-    @model_validator(mode="after")
-    def _physical(self) -> Self:
-        for name, value in self.coefficients.items():
-            if not math.isfinite(value):
-                raise ValueError(f"{self.family}/{self.dtype}: {name} is {value}, must be finite")
-            if name.startswith(("ec", "eb", "ea")) and not 0 < value <= 1:
-                raise ValueError(f"{self.family}/{self.dtype}: {name} is {value}, must be in (0, 1]")
-            if name == "t0" and value < 0:
-                raise ValueError(f"{self.family}/{self.dtype}: t0 is {value}, must not be negative")
-        return self
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """(family, dtype, variant)."""
-        return (self.family, self.dtype, self.variant)
 
 
 class Memory(Record):
@@ -221,7 +118,7 @@ class HardwareProfile(Record):
     """One device."""
 
     name: str
-    aliases: list[str] = []
+    aliases: list[str] = Field(default=[])
     vendor: str
     architecture: str
     relative: str | None = None
@@ -229,9 +126,9 @@ class HardwareProfile(Record):
     datasheet: Datasheet
     memory: Memory
     host: Host
-    laws: list[Law] = []
+    laws: list[Law] = Field(default=[])
     measured_on: str | None = None
-    software: dict[str, str] = {}
+    software: dict[str, str] = Field(default={})
     raw_data_digest: str | None = None
     """SHA-256 over the measurement tables the laws were fitted to."""
     validation: str | None = None
@@ -296,7 +193,7 @@ class HardwareProfile(Record):
     @property
     def provenance(self) -> str:
         """One line: what the laws rest on."""
-        counts: dict[str, int] = {}
+        counts: dict[str, int] = Field(default={})
         for law in self.laws:
             counts[law.source.kind] = counts.get(law.source.kind, 0) + 1
         parts = [f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1])]
