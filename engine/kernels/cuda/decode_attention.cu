@@ -57,23 +57,23 @@ template <int Dim> constexpr bool QUERIES_IN_SHARED = Dim > 128;
 template <int Dim> constexpr int SHARED_BYTES = RING_BYTES<Dim> + (QUERIES_IN_SHARED<Dim> ? HEADS * Dim * 2 : 0);
 
 // Slot of this lane's row (lane % 16) of the tile that starts at `row`, or -1 behind the end.
-__device__ __forceinline__ int64_t find_slot(int row, int end, const int* table, int block_size) {
+__device__ __forceinline__ int find_slot(int row, int end, const int* table, int block_size) {
     row += (threadIdx.x % WARP) % ROWS;
     if (row >= end) return -1;
     const int block = row / block_size;
-    return static_cast<int64_t>(table[block]) * block_size + (row - block * block_size);
+    return table[block] * block_size + (row - block * block_size);
 }
 
 // Starts the copy of 16 rows of K and V; `slot` is this lane's, from find_slot.
 template <typename T, int Dim>
-__device__ __forceinline__ void fetch(T* stage, const T* k_cache, const T* v_cache, int64_t slot, int kv_heads, int head) {
+__device__ __forceinline__ void fetch(T* stage, const T* k_cache, const T* v_cache, int slot, int kv_heads, int head) {
     constexpr int CHUNKS = Dim / 8;
     const int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int i = 0; i < ROWS * CHUNKS / WARP; ++i) {
         const int piece = i * WARP + lane, row = piece / CHUNKS, chunk = piece % CHUNKS;
-        const int64_t at = __shfl_sync(ALL_LANES, slot, row);
-        const int64_t offset = at < 0 ? 0 : (at * kv_heads + head) * Dim + chunk * 8;
+        const int at = __shfl_sync(ALL_LANES, slot, row);
+        const int64_t offset = at < 0 ? 0 : (static_cast<int64_t>(at) * kv_heads + head) * Dim + chunk * 8;
         T* k = stage + swizzled<Dim>(row, chunk) * 8;
         copy_async(k, k_cache + offset, at >= 0);
         copy_async(k + ROWS * Dim, v_cache + offset, at >= 0);
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(WARPS* WARP) split_kernel(T* out, float* parti
     const int tiles = first < range.end ? divide_up(range.end - first, TILE) : 0;
 
     // The slot of the tile after the next is looked up while the next is fetched.
-    int64_t slot = find_slot(first, range.end, table, s.block_size);
+    int slot = find_slot(first, range.end, table, s.block_size);
 #pragma unroll
     for (int i = 0; i < DEPTH - 1; ++i) {
         if (i < tiles) fetch<T, Dim>(ring + i * STAGE, k_cache, v_cache, slot, s.kv_heads, head);
