@@ -150,18 +150,19 @@ class TensorRtLlm(Scheduler):
         decodes, contexts = self._hand_out(fitting)
         for request in fitting.paused:
             self._pause(batch, request)
-        chunks = [(request, tokens, self._compute(batch, request, tokens)) for request, tokens in contexts]
+        for request, tokens in contexts:
+            self._compute(batch, request, tokens)
         self._decode(batch, decodes)
         self._join(batch)
         batch.iteration = self.decoding.iteration
         batch.repeatable = decodes is None and not (batch.prefills or fitting.paused or fitting.skipped)
         if self.explicit:
-            batch.notes = self._notes(fitting, chunks)
+            batch.notes = self._notes(fitting, contexts)
         return batch if batch.prefills or batch.num_decodes or batch.preempted else None
 
-    def _notes(self, fitting: _Fitting, chunks: list[tuple[Request, int, int]]) -> dict[str, object]:
+    def _notes(self, fitting: _Fitting, contexts: list[tuple[Request, int]]) -> dict[str, object]:
         count = len(fitting.contexts) + len(self.decoding if fitting.decodes is None else fitting.decodes)
-        return {"fitting": count, "budgeted": {request: tokens for request, tokens, _ in chunks}}
+        return {"fitting": count, "budgeted": dict(contexts)}
 
     # capacity: who may run
 
@@ -354,7 +355,7 @@ class TensorRtLlm(Scheduler):
         self._owed -= self._to_completion(request)
         self._held -= request.num_blocks
 
-    def _compute(self, batch: Batch, request: Request, tokens: int) -> int:
+    def _compute(self, batch: Batch, request: Request, tokens: int) -> None:
         """The next *tokens* of a prompt, less what was found; the first bring the blocks for all of it."""
         if request.status is not RUNNING:
             cached = self.blocks.allocate(request)
@@ -369,7 +370,6 @@ class TensorRtLlm(Scheduler):
                 tokens = request.target - cached
         batch.prefills.append((request, tokens, request.computed))
         request.computed += tokens
-        return tokens
 
     def _decode(self, batch: Batch, decodes: list[Request] | None) -> None:
         decoding = self.decoding
