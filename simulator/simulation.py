@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import simpy
 
+from simulator.breakdown import time_breakdown
 from simulator.cluster import Cluster
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
@@ -92,6 +93,7 @@ class Result:
             },
             provenance=resolved.provenance,
             defaults=resolved.chosen,
+            time_breakdown=time_breakdown(self),
             warnings=[line for line in self.warnings if not line.startswith("Overload")],
         )
 

@@ -12,6 +12,7 @@ import typer
 
 from simulator.cli import (
     calibrate_fit,
+    compare,
     conform,
     estimate,
     gpus,
@@ -39,6 +40,8 @@ validate = typer.Typer(help="Hold predictions against measurements.", no_args_is
 validate.command("operators")(validate_operators.operators)
 
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
+app.command("explain")(compare.explain)
 app.command("estimate")(estimate.estimate)
 app.add_typer(trace.app, name="trace")
 app.command("models")(models.models)

@@ -1,0 +1,103 @@
+"""Where the time of a run went: by operator family, and by what requests waited for.
+
+A run keeps its decisions, not the operators inside them. Steps are therefore evaluated again, operator by operator, at
+a sample of the decisions, weighted by how long each lasted; the context of a decoding batch is taken from the KV blocks
+in use. The sum is scaled to the time the run really spent in iterations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.results import FINISHED
+
+if TYPE_CHECKING:
+    from simulator.simulation import Result
+
+__all__ = ["FAMILIES", "request_parts", "time_breakdown"]
+
+FAMILIES = {
+    "gemm": "matrix products",
+    "moe": "experts",
+    "decode_attention": "attention, decode",
+    "prefill_attention": "attention, prefill",
+    "all_reduce": "communication",
+    "collective": "communication",
+    "elementwise": "element-wise kernels",
+    "sampling": "sampling",
+    "kv_write": "KV write",
+    "layer_overhead": "gaps between kernels",
+    "host": "host",
+}
+"""Operator families as a reader calls them."""
+
+KV_FULL = 0.95
+"""KV usage from which a queue is put down to memory."""
+
+
+def time_breakdown(result: Result, samples: int = 300) -> dict[str, float]:
+    """Seconds in iterations by `FAMILIES` name, all replicas together; empty for a run without iterations."""
+    total: dict[str, float] = {}
+    for series in result.series:
+        points = series.points()
+        busy = np.flatnonzero(points["iterations"] > 0)
+        if not len(busy):
+            continue
+        chosen = busy[np.linspace(0, len(busy) - 1, min(samples, len(busy))).astype(int)]
+        parts: dict[str, float] = {}
+        for i in chosen.tolist():
+            for name, seconds in _step(result, points, i).items():
+                parts[name] = parts.get(name, 0.0) + seconds
+        scale = float(points["duration_s"].sum()) / sum(parts.values())
+        for name, seconds in parts.items():
+            total[name] = total.get(name, 0.0) + seconds * scale
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def _step(result: Result, points: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """The mean iteration of point *i*, by family, times its number of iterations."""
+    iterations = points["iterations"][i]
+    decodes = max(round(points["num_decodes"][i]), 0)
+    prefill = round(points["prefill_tokens"][i] / iterations)
+    if not decodes and not prefill:
+        return {}
+    block = result.resolved.budget.block_size
+    context = max(decodes, round(points["kv_blocks_used"][i] * block) - prefill)
+    prefills = [(prefill, 0)] if prefill else []
+    steps = result.resolved.steptime.breakdown(decodes, context, prefills)
+    named: dict[str, float] = {}
+    for family, seconds in steps.items():
+        name = FAMILIES.get(family, family.replace("_", " "))
+        named[name] = named.get(name, 0.0) + max(float(seconds), 0.0) * float(iterations)
+    return named
+
+
+def request_parts(result: Result) -> dict[str, float]:
+    """Mean seconds of a finished request: waiting for memory, waiting for its turn, prefill, decode. They add up
+    to the mean end-to-end latency.
+    """
+    records = result.records
+    done = records.status == FINISHED
+    if not done.any():
+        return {}
+    queue = float((records.first_scheduled_time - records.arrival_time)[done].mean())
+    memory = queue * _waiting_for_memory(result)
+    return {
+        "waiting for KV memory": memory,
+        "waiting for a turn": queue - memory,
+        "prefill": float((records.first_token_time - records.first_scheduled_time)[done].mean()),
+        "decode": float((records.finish_time - records.first_token_time)[done].mean()),
+    }
+
+
+def _waiting_for_memory(result: Result) -> float:
+    """Share of the waiting that happened while the KV cache was full."""
+    full = total = 0.0
+    for series in result.series:
+        points = series.points()
+        waited = points["num_waiting"] * points["span"]
+        total += float(waited.sum())
+        full += float(waited[points["kv_blocks_used"] > KV_FULL * series.num_gpu_blocks].sum())
+    return full / total if total else 0.0
