@@ -193,7 +193,7 @@ class HardwareProfile(Record):
     @property
     def provenance(self) -> str:
         """One line: what the laws rest on."""
-        counts: dict[str, int] = Field(default={})
+        counts: dict[str, int] = {}
         for law in self.laws:
             counts[law.source.kind] = counts.get(law.source.kind, 0) + 1
         parts = [f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1])]

@@ -33,6 +33,7 @@ def test_every_profile_loads_and_prices_a_step(name: str) -> None:
 def test_aliases_lead_to_their_profile(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
+    assert profile.provenance.startswith("laws: ")
     assert all(load_profile(alias) is profile for alias in profile.aliases)
 
 
