@@ -33,8 +33,8 @@ FAMILIES = {
 }
 """Operator families as a reader calls them."""
 
-KV_FULL = 0.95
-"""KV usage from which a queue is put down to memory."""
+KV_FULL = 0.8
+"""KV usage from which a queue is put down to memory: the next prompt may need all the rest."""
 
 
 def time_breakdown(result: Result, samples: int = 300) -> dict[str, float]:
