@@ -194,24 +194,34 @@ class RadixTree:
             self._num_queued += 1
             heapq.heappush(self._leaves, (leaf.time, self._num_queued, leaf))
 
+    def _oldest(self) -> RadixNode | None:
+        """Take the least recently used leaf from the queue."""
+        leaves = self._leaves
+        while leaves:
+            time, _, leaf = heapq.heappop(leaves)
+            leaf.queued = False
+            if leaf.children or leaf.locks:
+                continue
+            if leaf.time == time:
+                return leaf
+            self._queue(leaf)  # used since it was queued
+        return None
+
+    def _drop(self, leaf: RadixNode) -> int:
+        """Remove *leaf*; returns its tokens."""
+        parent = leaf.parent
+        assert parent is not None
+        del parent.children[leaf.key]
+        if not parent.children and not parent.locks:
+            self._queue(parent)
+        self.tokens -= leaf.end - leaf.start
+        return leaf.end - leaf.start
+
     def evict(self, tokens: int) -> int:
         """Drop least recently used leaves until *tokens* are freed or none is left; returns how many were."""
         freed = 0
-        leaves = self._leaves
-        while freed < tokens and leaves:
-            time, _, leaf = heapq.heappop(leaves)
-            leaf.queued = False
-            parent = leaf.parent
-            if leaf.children or leaf.locks or parent is None:
-                continue
-            if leaf.time != time:  # used since it was queued
-                self._queue(leaf)
-                continue
-            del parent.children[leaf.key]
-            freed += leaf.end - leaf.start
-            if not parent.children and not parent.locks:
-                self._queue(parent)
-        self.tokens -= freed
+        while freed < tokens and (leaf := self._oldest()) is not None:
+            freed += self._drop(leaf)
         return freed
 
 
