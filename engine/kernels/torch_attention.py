@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 __all__ = ["decode_attention", "gather_pages", "prefill_attention"]
 
@@ -45,17 +45,21 @@ def decode_attention(
 
 
 def gather_pages(k_cache: Tensor, v_cache: Tensor, table: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """K and V ``[B, num_kv_heads, L, head_dim]`` in the order of tokens; zeros where *visible* ``[B, L]`` is
-    not set."""
-    block_size = k_cache.shape[1]
-    position = torch.arange(visible.shape[1], device=table.device)
-    blocks = table[:, position // block_size].long()
-    slots = blocks * block_size + position % block_size
-    # What cannot be seen is not read either: its entry in the table may be any number.
-    slots = torch.where(visible, slots, 0)
-    hidden = ~visible[:, :, None, None]
-    k = k_cache.flatten(0, 1)[slots].masked_fill_(hidden, 0)
-    v = v_cache.flatten(0, 1)[slots].masked_fill_(hidden, 0)
+    """K and V ``[B, num_kv_heads, L, head_dim]`` in the order of tokens.
+
+    Zeros where *visible* ``[B, L]`` is not set.
+    """
+    block_size, length = k_cache.shape[1], visible.shape[1]
+    count = -(-length // block_size)
+    padded = pad(visible, (0, count * block_size - length))
+    # A block of which nothing can be seen is not read either: its entry in the table may be any number.
+    wanted = padded.view(-1, count, block_size).any(dim=-1)
+    blocks = torch.where(wanted, table[:, :count], 0).long()
+    k, v = (cache[blocks].flatten(1, 2)[:, :length] for cache in (k_cache, v_cache))
+    hidden = ~visible
+    if hidden.any():
+        for side in (k, v):
+            side.masked_fill_(hidden[:, :, None, None], 0)
     return k.transpose(1, 2), v.transpose(1, 2)
 
 
