@@ -43,6 +43,7 @@ SWITCHES = (
     ("enable_mixed_chunk", True),
     ("schedule_policy", "lpm"),
     ("router_token_ratio", 0.5),
+    ("prefill_chunking", False),
 )
 systems = pytest.mark.parametrize("system", variants(), ids=lambda system: system.name)
 relaxed = settings(
