@@ -21,7 +21,16 @@ import simpy
 
 from simulator.errors import CapacityError
 from simulator.injection import OpenLoop
-from simulator.results import FINISHED, REJECTED, RUNNING, WAITING, InterTokenLatency, RecordsBuilder, StepSeries
+from simulator.results import (
+    FAILED,
+    FINISHED,
+    REJECTED,
+    RUNNING,
+    WAITING,
+    InterTokenLatency,
+    RecordsBuilder,
+    StepSeries,
+)
 from simulator.scheduling import Batch, Request, Scheduler, Wait
 from simulator.scheduling.request import FINISHED as ENDED
 from simulator.steptime import StepTime
@@ -76,9 +85,9 @@ class Replica:
         self._num_ends = 0
         self._inflight: deque[Batch] = deque()
         self._live = 0  # sequences that have a first token and more to come
-        self._fresh: dict[Request, float] = {}  # sequences that joined since the last decode iteration, and when
+        self._fresh: dict[Request, float] = {}  # joined since the last decode iteration, and when
         self._last_decode = 0.0
-        self._lagging: dict[Request, float] = {}  # sequences that missed an iteration, and their last token's time
+        self._lagging: dict[Request, float] = {}  # missed an iteration, and their last token's time
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
         self._siblings: dict[int, int] = {}  # samples of a request that still run
         self._quiet = scheduler.quiet
@@ -101,7 +110,14 @@ class Replica:
                 batch = schedule(now)
                 if batch is None or batch.__class__ is Wait:
                     break
-                if batch.prefills or batch.joining or batch.preempted or batch.stalled or batch.rejected:
+                if (
+                    batch.prefills
+                    or batch.joining
+                    or batch.preempted
+                    or batch.stalled
+                    or batch.rejected
+                    or batch.failed
+                ):
                     self._begin(batch, now)
                 inflight.append(batch)
             if not inflight:
@@ -154,7 +170,8 @@ class Replica:
             now += seconds
             ahead += 1
             if not self.open and (ahead > RUN_AHEAD or now > self.horizon):
-                ahead = 0  # nobody can tell this replica anything it does not know: it may run ahead of the clock
+                # Nobody can tell this replica anything it does not know: it may run ahead of the clock.
+                ahead = 0
                 yield timeout(now - env.now)
             self._complete(batch, now)
 
@@ -240,7 +257,9 @@ class Replica:
         if not batch.prefills:
             return self.steptime.seconds(batch.num_decodes, batch.decode_context)
         return self.steptime.seconds(
-            batch.num_decodes, batch.decode_context, [(chunk, context) for _, chunk, context in batch.prefills]
+            batch.num_decodes,
+            batch.decode_context,
+            [(chunk, context) for _, chunk, context in batch.prefills],
         )
 
     # requests
@@ -295,6 +314,8 @@ class Replica:
                     records.cached_tokens[i] = request.cached_tokens
         for request, reason in batch.rejected:
             self._reject(request, reason, now)
+        for request, reason in batch.failed:
+            self._fail(request, reason, now)
         for request in batch.joining:
             left = self._length(request) - request.generated
             if left > 0:
@@ -305,6 +326,22 @@ class Replica:
             self._set_end(request, request.decode_end + 1)
         if batch.preempted:
             self._mark_preempted(batch)
+
+    def _fail(self, request: Request, reason: str, now: float) -> None:
+        """The policy gave up *request*, which may have had tokens; its other samples may go on."""
+        i = request.index
+        request.decode_end = request.ticket = -1
+        if request.generated and self._since.pop(request, None) is None:
+            self._live -= 1
+        self._fresh.pop(request, None)
+        self._lagging.pop(request, None)
+        self.records.output_length[i] += request.generated
+        self.records.leave(i, FAILED, reason, now)
+        left = self._siblings.pop(i, 1) - 1
+        if left:
+            self._siblings[i] = left
+        else:
+            self.source.completed(i, now)
 
     def _length(self, request: Request) -> int:
         length: int = self.outputs[request.index]
@@ -415,7 +452,8 @@ class Replica:
                 return
             self._siblings.pop(i, None)
         records.finish_time[i] = now
-        records.status[i] = FINISHED
+        if records.status[i] != FAILED:  # as one of its samples may have
+            records.status[i] = FINISHED
         self.source.completed(i, now)
 
     # the run over time

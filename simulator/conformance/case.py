@@ -17,6 +17,7 @@ __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 
 REPLAYS = {
     "hf-5.23.0": "hf_continuous",
+    "llamacpp-0.3.36": "llamacpp",
     "mii-0.3.3": "splitfuse",
     "sglang-0.5.23": "sglang",
     "trtllm-5f480b7a": "trtllm",

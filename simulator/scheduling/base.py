@@ -53,6 +53,7 @@ class Batch:
         "cached",
         "decode_context",
         "decodes",
+        "failed",
         "forwards",
         "iteration",
         "joining",
@@ -80,6 +81,8 @@ class Batch:
         self.preempted: list[Request] = []
         self.rejected: list[tuple[Request, str]] = []
         """Requests that can never run, with the reason."""
+        self.failed: list[tuple[Request, str]] = []
+        """Admitted requests that this iteration gives up, with the reason."""
         self.suspended: list[Request] = []
         """The driver's: preempted sequences that had tokens when they lost their blocks."""
         self.cached: dict[Request, int] = {}

@@ -25,6 +25,7 @@ MODULES = (
     "tgi",
     "orca",
     "trtllm",
+    "llamacpp",
 )
 """Modules of this package that define ``SYSTEMS``."""
 

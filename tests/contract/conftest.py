@@ -28,6 +28,8 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "sglang": {"max_running_requests": 6, "chunked_prefill_size": 32, "schedule_conservativeness": 0.2},
     "tgi": {"max_batch_prefill_tokens": 48},
     "tgi-2": {"max_batch_prefill_tokens": 96},
+    "llama.cpp": {"n_parallel": 6, "n_batch": 64, "n_ubatch": 32},
+    "llama-cpp-python": {"n_batch": 32},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
     "tensorrt-llm": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},

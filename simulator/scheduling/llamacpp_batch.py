@@ -1,0 +1,57 @@
+"""How llama.cpp cuts a call of the model into micro-batches of ``n_ubatch`` tokens.
+
+With a unified KV cache the tokens are taken in order. With one stream per slot a micro-batch is
+rectangular: consecutive slots with the same number of tokens each (`split_simple` and `split_equal` in
+src/llama-batch.cpp). So a call that mixes decoding slots with a prompt, or slots that are not neighbours,
+runs the model more than once.
+"""
+
+from __future__ import annotations
+
+from simulator.scheduling.base import Batch
+from simulator.scheduling.request import Request
+
+__all__ = ["Row", "micro_batches"]
+
+Row = tuple[int, Request, int, int, bool]
+"""Slot, request, new tokens, tokens before them, whether it decodes."""
+
+
+def micro_batches(rows: list[Row], n_ubatch: int, *, unified: bool) -> list[Batch]:
+    """The forwards that compute *rows*, in order."""
+    left = [row[2] for row in rows]
+    forwards = []
+    while any(left):
+        turn = _in_order(left, n_ubatch) if unified else _rectangle(rows, left, n_ubatch)
+        forward = Batch()
+        for i, n in turn:
+            _, request, count, context, decodes = rows[i]
+            before = context + count - left[i]
+            left[i] -= n
+            if decodes:
+                forward.num_decodes += 1
+                forward.decode_context += before + 1
+            else:
+                forward.prefills.append((request, n, before))
+        forwards.append(forward)
+    return forwards
+
+
+def _in_order(left: list[int], room: int) -> list[tuple[int, int]]:
+    turn = []
+    for i, count in enumerate(left):
+        n = min(count, room)
+        if n:
+            turn.append((i, n))
+            room -= n
+    return turn
+
+
+def _rectangle(rows: list[Row], left: list[int], n_ubatch: int) -> list[tuple[int, int]]:
+    """Slots whose numbers follow each other, in *rows*' order, and as many tokens of each as all have."""
+    chosen: list[int] = []
+    for i, row in enumerate(rows):
+        if left[i] and len(chosen) < n_ubatch and (not chosen or row[0] == rows[chosen[-1]][0] + 1):
+            chosen.append(i)
+    n = min(min(left[i] for i in chosen), max(n_ubatch // len(chosen), 1))
+    return [(i, n) for i in chosen]
