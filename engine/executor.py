@@ -108,6 +108,8 @@ class Executor:
         self.vocab_size = runner.decoder.config.vocab_size
         self.sampler = Sampler(runner.decoder.kernels)
         self.live: dict[Request, Sequence] = {}
+        self.idle = True
+        """Whether the latest step found nothing to run."""
         self.recomputed_tokens = 0
         """Tokens that a policy without block numbers took for cached, and that were computed again."""
         self._in_flight: deque[Plan] = deque()
@@ -230,9 +232,10 @@ class Executor:
     # one iteration
 
     def step(self) -> list[Sequence]:
-        """Run one iteration; the sequences that got a token or ended, none where there was nothing to run."""
+        """Run one iteration; the sequences that got a token or ended."""
         self._fill(1)
-        if not self._in_flight:
+        self.idle = not self._in_flight
+        if self.idle:
             return []
         plan = self._in_flight[0]
         self._launch(plan)

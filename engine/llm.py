@@ -26,7 +26,7 @@ from engine.settings import EngineSettings
 from engine.speculative import DraftModel, NgramProposer, SpeculativeExecutor
 from engine.tokenizer import load_tokenizer
 from engine.workers import ParallelRunner, start_workers
-from simulator.errors import ConfigurationError
+from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Scheduler
 from simulator.scheduling.system import find_system
 
@@ -101,12 +101,18 @@ class LLM:
 
     def run(self) -> None:
         """Step until nothing is left to do."""
-        while self.executor.has_work:
-            if self.executor.step():
+        executor = self.executor
+        while executor.has_work:
+            executor.step()
+            if not executor.idle:
                 continue
-            until = self.executor.wait_until
-            if until is not None:
-                time.sleep(max(0.0, until - self.executor.clock()))
+            if executor.wait_until is None:
+                stats = executor.stats()
+                raise CapacityError(
+                    f"the scheduler runs nothing: {stats.num_waiting} wait, {stats.num_running} run, "
+                    f"{stats.blocks_used} of {stats.num_blocks} blocks are held"
+                )
+            time.sleep(max(0.0, executor.wait_until - executor.clock()))
 
     def _encode(self, prompt: Prompt) -> list[int]:
         assert self.executor.tokenizer is not None

@@ -9,6 +9,7 @@ for forked sequences (vLLM paper, sec. 4.4), host pages for swapped ones.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -106,7 +107,11 @@ class SchedulerPages:
 
 
 class OwnPages:
-    """*num_blocks* device pages and *num_host_blocks* host pages that the engine hands out itself."""
+    """*num_blocks* device pages and *num_host_blocks* host pages that the engine hands out itself.
+
+    A full page is found again by its content id, also after nobody holds it any more until it is taken for
+    something else. So what a policy takes for cached is there, up to the last whole page.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, num_host_blocks: int = 0) -> None:
         self.block_size = block_size
@@ -122,12 +127,12 @@ class OwnPages:
     @property
     def num_free(self) -> int:
         """Device pages that nobody holds."""
-        return len(self._device.free)
+        return self._device.num_free
 
     @property
     def num_host_free(self) -> int:
         """Host pages that nobody holds."""
-        return len(self._host.free)
+        return self._host.num_free
 
     def table(self, sequence: Sequence, start: int, stop: int) -> Table:
         if sequence in self._on_host:
@@ -143,18 +148,34 @@ class OwnPages:
                 table[index] = copy = self._device.take()
                 self._device.drop(page)
                 self._moves.copies.append((page, copy))
+        for index in range(start // self.block_size, stop // self.block_size):
+            self._device.name_page(int(table[index]), sequence.content[index][0])
         self._tables[sequence] = table
         self._tokens[sequence] = max(stop, self._tokens.get(sequence, 0))
         return table[:need]
 
     def kept(self, sequence: Sequence, context: int) -> int:
+        if context and sequence not in self._tables and sequence not in self._on_host:
+            self._find(sequence, context)
         return min(context, self._tokens.get(sequence, 0))
+
+    def _find(self, sequence: Sequence, context: int) -> None:
+        """Share the pages that hold the leading tokens of *sequence*."""
+        found: list[int] = []
+        for content_id, _ in sequence.content[: context // self.block_size]:
+            page = self._device.page_of.get(content_id)
+            if page is None:
+                break
+            self._device.share(page)
+            found.append(page)
+        self._tables[sequence] = np.array(found, dtype=np.int32)
+        self._tokens[sequence] = len(found) * self.block_size
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         table = self._tables[child] = self._tables[parent]
         self._tokens[child] = self._tokens[parent]
         for page in table.tolist():
-            self._device.references[page] += 1
+            self._device.share(page)
 
     def swap_out(self, sequence: Sequence) -> None:
         pages = self._tables.pop(sequence, EMPTY).tolist()
@@ -171,7 +192,7 @@ class OwnPages:
         placed = []
         for page in pages:
             if page in moved:
-                target.references[moved[page]] += 1
+                target.share(moved[page])
             else:
                 moved[page] = target.take()
                 pairs.append((page, moved[page]))
@@ -180,7 +201,7 @@ class OwnPages:
         return np.array(placed, dtype=np.int32)
 
     def free(self, sequence: Sequence) -> None:
-        for page in self._tables.pop(sequence, EMPTY).tolist():
+        for page in reversed(self._tables.pop(sequence, EMPTY).tolist()):  # the deepest is taken first
             self._device.drop(page)
         for page in self._on_host.pop(sequence, EMPTY).tolist():
             self._host.drop(page)
@@ -193,27 +214,56 @@ class OwnPages:
 
 
 class _Pool:
-    """Numbered pages with reference counts."""
+    """Numbered pages with reference counts; those that nobody holds keep their content until they are
+    taken.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
-        self.free = list(range(size - 1, -1, -1))
         self.references = [0] * size
+        self.page_of: dict[int, int] = {}
+        self._content: dict[int, int] = {}
+        self._plain = list(range(size - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # longest unused first
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._plain) + len(self._cached)
 
     def take(self) -> int:
-        if not self.free:
+        if self._plain:
+            page = self._plain.pop()
+        elif self._cached:
+            page, _ = self._cached.popitem(last=False)
+            del self.page_of[self._content.pop(page)]
+        else:
             raise CapacityError(
                 f"the scheduler granted room that the KV cache has not: "
                 f"all {self.size} {self.name} pages are held"
             )
-        page = self.free.pop()
         self.references[page] = 1
         return page
 
+    def share(self, page: int) -> None:
+        if not self.references[page]:
+            del self._cached[page]
+        self.references[page] += 1
+
     def drop(self, page: int) -> None:
         self.references[page] -= 1
-        if not self.references[page]:
-            self.free.append(page)
+        if self.references[page]:
+            return
+        if page in self._content:
+            self._cached[page] = None
+        else:
+            self._plain.append(page)
+
+    def name_page(self, page: int, content_id: int) -> None:
+        """*page* holds the tokens of *content_id* from this step on; a second copy stays without a name."""
+        if content_id not in self.page_of and page not in self._content:
+            self.page_of[content_id] = page
+            self._content[page] = content_id
 
 
 EMPTY: Table = np.empty(0, dtype=np.int32)

@@ -86,6 +86,7 @@ class Sequence:
         """
         if self.detokenizer is None:
             return ""
+        self._read()
         text = self.detokenizer.text
         if self.finished:
             return text if self.text_end is None else text[: self.text_end]
@@ -106,24 +107,33 @@ class Sequence:
             self.logprobs.append(logprobs)
         self.times.first_token = self.times.first_token or now
         self.times.last_token = now
-        ends = self._ends_at(token)
-        if self.detokenizer is not None and not (ends and self.finish_reason == "stop"):
-            self._read(token)
+        self._ends_at(token)
+        if self.params.stop and not self.finished:
+            self._look_for_stops()
         if not self.finished and self.num_output >= self.request.max_tokens:
             self.finish("length")
 
-    def _ends_at(self, token: int) -> bool:
+    def _ends_at(self, token: int) -> None:
         if token in self.params.stop_token_ids:
             self.finish("stop", token)
         elif token in self.eos and not self.params.ignore_eos:
             self.finish("stop")
-        return self.finished
 
-    def _read(self, token: int) -> None:
+    def _read(self) -> None:
+        """Turn tokens into text as far as that has not been done; the token that ended the text is none."""
         assert self.detokenizer is not None
+        silent = self.finish_reason == "stop" and self.text_end is None
+        end = len(self.tokens) - silent
+        for token in self.tokens[len(self.prompt) + self.detokenizer.num_tokens : end]:
+            self.detokenizer.add(token)
+        if self.finished or self.num_output >= self.request.max_tokens:
+            self.detokenizer.flush()
+
+    def _look_for_stops(self) -> None:
+        if self.detokenizer is None:
+            return
         before = len(self.detokenizer.text)
-        last = self.num_output >= self.request.max_tokens
-        self.detokenizer.add(token, last=last)
+        self._read()
         text = self.detokenizer.text
         hits = [(text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self.params.stop]
         found = min((hit for hit in hits if hit[0] >= 0), default=None)
@@ -135,8 +145,6 @@ class Sequence:
     def finish(self, reason: str, stop: str | int | None = None, error: str | None = None) -> None:
         """No more tokens will come."""
         self.finish_reason, self.stop_reason, self.error = reason, stop, error
-        if self.detokenizer is not None:
-            self.detokenizer.flush()
 
 
 def make_detokenizer(tokenizer: Tokenizer | None) -> Detokenizer | None:

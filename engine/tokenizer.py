@@ -133,12 +133,17 @@ class Detokenizer:
         self._context = 0
         self._done = 0
 
-    def add(self, token: int, *, last: bool = False) -> str:
-        """Append *token*; the text that it completes (with *last*, whatever is left)."""
+    @property
+    def num_tokens(self) -> int:
+        """Tokens added."""
+        return len(self._tokens)
+
+    def add(self, token: int) -> str:
+        """Append *token*; the text that it completes."""
         self._tokens.append(token)
         before = self.tokenizer.decode(self._tokens[self._context : self._done])
         after = self.tokenizer.decode(self._tokens[self._context :])
-        if after.endswith("\ufffd") and not last and len(self._tokens) - self._done < LONGEST_CHARACTER:
+        if after.endswith("\ufffd") and len(self._tokens) - self._done < LONGEST_CHARACTER:
             return ""
         self._context, self._done = self._done, len(self._tokens)
         new = after[len(before) :]

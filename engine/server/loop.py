@@ -104,7 +104,7 @@ class EngineLoop:
             return
         for sequence in touched:
             self._send(sequence)
-        if not touched:
+        if self.executor.idle:
             self._rest()
 
     def _rest(self) -> None:

@@ -238,50 +238,84 @@ def make_sequence(name: str) -> Sequence:
     return Sequence(Request(name, 1, 9), [1], SamplingParams(), 0, Times(0.0))
 
 
-@given(st.lists(st.tuples(st.sampled_from("wfsx"), st.integers(0, 5)), max_size=60))
-def test_own_pages_hold_the_right_tokens_through_forks_and_swaps(actions: list[tuple[str, int]]) -> None:
-    """A model memory in which each slot has the token that was written last: forked sequences never see
-    each other.
-    """
-    pages = OwnPages(60, 2, 60)
-    device: dict[int, list[str]] = {}
-    host: dict[int, list[str]] = {}
-    texts: dict[Sequence, list[str]] = {}
+@given(st.lists(st.tuples(st.sampled_from("wwfsxa"), st.integers(0, 5)), max_size=60), st.integers(20, 60))
+def test_own_pages_hold_the_right_tokens_through_forks_and_swaps(
+    actions: list[tuple[str, int]], count: int
+) -> None:
+    """A model memory in which each slot has the token that was written last: no sequence sees another's."""
+    memory = Memory(OwnPages(count, 2, 60))
     order: list[Sequence] = []
     for step, (action, k) in enumerate(actions):
-        if action == "w" and (k >= len(order) or len(order) < 2) and len(order) < 6:
-            order.append(make_sequence(str(step)))
-            texts[order[-1]] = []
-        if not order:
+        if len(order) < 3 and action == "w" and k == 0:
+            order.append(make_sequence(f"{step}"))
+        sequence = order[k % len(order)] if order else None
+        if sequence is None:
             continue
-        sequence = order[k % len(order)]
-        if action == "w" and len(texts[sequence]) < 12:
-            count = len(texts[sequence])
-            table = pages.table(sequence, count, count + 1)
-            carry_out(pages.take_moves(), device, host)
-            texts[sequence].append(f"{sequence.request.id}.{count}")
-            device.setdefault(int(table[count // 2]), ["", ""])[count % 2] = texts[sequence][-1]
-        elif action == "f" and texts[sequence] and sequence in pages._tables and len(order) < 6:
-            child = make_sequence(f"{step}f")
-            pages.fork(sequence, child)
-            order.append(child)
-            texts[child] = list(texts[sequence])
-        elif action == "s" and sequence in pages._tables:
-            pages.swap_out(sequence)
-            carry_out(pages.take_moves(), device, host)
+        if action == "w" and len(memory.texts.get(sequence, ())) < 12:
+            memory.write(sequence, 100 * step)
+        elif action == "f" and len(order) < 3 and memory.texts.get(sequence):
+            order.append(memory.fork(sequence, make_sequence(f"{step}")))
+        elif action == "a" and len(order) < 3 and memory.texts.get(sequence):
+            order.append(memory.same_text(sequence, make_sequence(f"{step}")))
+        elif action == "s" and sequence in memory.pages._tables:
+            memory.pages.swap_out(sequence)
+            memory.move()
         elif action == "x":
-            pages.free(sequence)
+            memory.pages.free(sequence)
             order.remove(sequence)
-        for other in order:
-            if texts[other] and other in pages._tables:
-                table = pages._tables[other]
-                assert [device[int(table[i // 2])][i % 2] for i in range(len(texts[other]))] == texts[other]
+        memory.check(order)
     for sequence in order:
-        pages.free(sequence)
-    assert (pages.num_free, pages.num_host_free) == (60, 60)
+        memory.pages.free(sequence)
+    assert (memory.pages.num_free, memory.pages.num_host_free) == (count, 60)
 
 
-def carry_out(moves: Moves, device: dict[int, list[str]], host: dict[int, list[str]]) -> None:
+class Memory:
+    """Pages of two tokens, and what each sequence should find in them."""
+
+    def __init__(self, pages: OwnPages) -> None:
+        self.pages = pages
+        self.device: dict[int, list[int]] = {}
+        self.host: dict[int, list[int]] = {}
+        self.texts: dict[Sequence, list[int]] = {}
+
+    def write(self, sequence: Sequence, token: int) -> None:
+        text = self.texts.setdefault(sequence, [])
+        text.append(token)
+        extend_content(sequence.content, text, 2)
+        table = self.pages.table(sequence, len(text) - 1, len(text))
+        self.move()
+        self.device.setdefault(int(table[-1]), [0, 0])[(len(text) - 1) % 2] = token
+
+    def fork(self, parent: Sequence, child: Sequence) -> Sequence:
+        self.pages.table(parent, len(self.texts[parent]), len(self.texts[parent]))  # back from the host
+        self.move()
+        self.pages.fork(parent, child)
+        self.texts[child] = list(self.texts[parent])
+        child.content.extend(parent.content)
+        return child
+
+    def same_text(self, other: Sequence, sequence: Sequence) -> Sequence:
+        text = self.texts[other]
+        extend_content(sequence.content, text, 2)
+        kept = self.pages.kept(sequence, len(text))
+        assert kept % 2 == 0 and (kept >= len(text) - 1 or other not in self.pages._tables)
+        self.texts[sequence] = text[:kept]
+        for token in text[kept:]:
+            self.write(sequence, token)
+        return sequence
+
+    def move(self) -> None:
+        carry_out(self.pages.take_moves(), self.device, self.host)
+
+    def check(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            table = self.pages._tables.get(sequence)
+            text = self.texts.get(sequence, [])
+            if table is not None:
+                assert [self.device[int(table[i // 2])][i % 2] for i in range(len(text))] == text
+
+
+def carry_out(moves: Moves, device: dict[int, list[int]], host: dict[int, list[int]]) -> None:
     for source, target in moves.swap_out:
         host[target] = list(device[source])
     for source, target in moves.swap_in:

@@ -90,6 +90,10 @@ OTHER_POLICIES = {
         "simulator.scheduling.vllm_v0:VllmV0",
         {"enable_prefix_caching": True, "track_ids": True},
     ),
+    "vllm-0.6 cached in pages of the engine": (
+        "simulator.scheduling.vllm_v0:VllmV0",
+        {"enable_prefix_caching": True},
+    ),
     "vllm-0.6 swapping": ("simulator.scheduling.vllm_v0:VllmV0", {"preemption_mode": "swap"}),
     "vllm-0.6 multi-step": ("simulator.scheduling.vllm_v0:VllmV0", {"num_scheduler_steps": 4}),
 }

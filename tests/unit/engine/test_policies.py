@@ -62,6 +62,7 @@ def test_greedy_text_under_pressure_and_again(tiny: Any, name: str) -> None:
         for prompt, output in zip(prompts, outputs):
             assert output.outputs[0].token_ids == model.greedy(prompt, 24)
         nothing_is_held(llm)
+    assert llm.executor.recomputed_tokens < 16 * BLOCK, "at most the rest of a page for each prompt"
     assert llm.executor.scheduler.num_preemptions > 0 or name not in PREEMPTING
 
 
