@@ -21,7 +21,11 @@ def replay(case: Case) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     outputs = {r["id"]: r["output_len"] for r in case.requests}
     arrivals = [(r["arrival_step"], _request(i, r)) for i, r in enumerate(case.requests)]
     arrivals.reverse()
+    step = 0
     for theirs in case.steps:
+        for _ in range(step, theirs["step"]):  # idle iterations are not listed
+            scheduler.iterate(Batch())
+        step = theirs["step"] + 1
         while arrivals and arrivals[-1][0] <= theirs["step"]:
             scheduler.add(arrivals.pop()[1], theirs["step"])
         yield _step(scheduler, outputs, theirs["step"]), _unordered(theirs)

@@ -136,7 +136,9 @@ class RadixTree:
     # structure
 
     def _child(self, node: RadixNode, runs: Sequence[Run], i: int, limit: int) -> RadixNode | None:
-        return node.children.get(self._key(runs, i, node.end)) if node.end < limit else None
+        if node.end >= limit or not node.children:
+            return None
+        return node.children.get(self._key(runs, i, node.end))
 
     def _split(self, child: RadixNode, at: int) -> RadixNode:
         """Cut *child* in two; returns the new upper part, which is locked as *child* is."""

@@ -164,7 +164,7 @@ class PrefillScheduler(Scheduler):
         total = int(budget.total)
         if 0 < total < chunk:
             chunk = total
-        chunk = min(chunk, self.pool.available // self.pool.page_size * self.pool.page_size)
+        chunk = min(chunk, self.pool.available + self.pool.ceil(request.computed) - request.computed)
         if chunk <= 0:
             return 0
         ends = left <= chunk
