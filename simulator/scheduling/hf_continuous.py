@@ -48,6 +48,21 @@ class _Notes:
         """Whether it computed anything since it became active."""
 
 
+class _Refusal:
+    """A walk over the waiting requests that found no blocks for any of them.
+
+    It would find none again while fewer than *blocks* are free and *tokens* are left to give out.
+    """
+
+    __slots__ = ("blocks", "most", "tokens", "version")
+
+    def __init__(self, most: int, version: int) -> None:
+        self.most = most
+        self.version = version
+        self.blocks = 1 << 62
+        self.tokens = 0
+
+
 class _Attempt:
     """One walk over the candidates: budgets left, and what was scheduled."""
 
@@ -126,7 +141,7 @@ class HfContinuous(Scheduler):
         """Nobody is admitted until a request finishes."""
         self._prefilling: dict[Request, None] = {}
         self._flight: deque[Batch] = deque()
-        self._refusal: tuple[int, int, int] | None = None
+        self._refusal: _Refusal | None = None
         self._found: dict[Request, int] = {}  # tokens that this step's look-ups found in the cache
 
     # arrivals
@@ -144,7 +159,7 @@ class HfContinuous(Scheduler):
 
     def _enqueue(self, request: Request) -> None:
         (self.offloaded if request.status is SWAPPED else self.waiting)[request] = None
-        self._refusal = None
+        self._extend_refusal(request)
 
     @property
     def num_waiting(self) -> int:
@@ -231,7 +246,7 @@ class HfContinuous(Scheduler):
         if self._refused_before(attempt):
             attempt.failed = True
             return True
-        rows, tokens = attempt.rows, attempt.tokens
+        tokens = attempt.tokens
         admitted: list[Request] = []
         goes_on = True
         for request in self._waiting_in_order():
@@ -243,7 +258,7 @@ class HfContinuous(Scheduler):
         for request in admitted:
             self.waiting.pop(request, None)
             self.offloaded.pop(request, None)
-        if goes_on and not admitted and rows == attempt.rows and not self.offloaded:
+        if goes_on and not self.explicit:
             self._remember_refusal(tokens)
         return goes_on
 
@@ -258,16 +273,31 @@ class HfContinuous(Scheduler):
         return iter(order)
 
     def _remember_refusal(self, tokens: int) -> None:
-        """Nobody's blocks were free: as long as that holds the waiting requests need not be asked again."""
-        blocks = self.blocks
-        least = min(blocks.blocks_for(min(request.target, tokens)) for request in self.waiting)
-        self._refusal = (least, tokens, blocks.version) if least > blocks.free else None
+        """Nobody's blocks were free: as long as that holds the waiting requests need not be asked again.
+
+        The memory is of chunks of up to 7/8 of the *tokens* there were, so that it outlives small changes.
+        """
+        self._refusal = _Refusal(tokens - tokens // 8, self.blocks.version)
+        for request in (*self.waiting, *self.offloaded):
+            self._extend_refusal(request)
+
+    def _extend_refusal(self, request: Request) -> None:
+        """*request* waits too."""
+        memory = self._refusal
+        if memory is None:
+            return
+        if request.status is SWAPPED or (request.content and self.blocks.match(request, request.target - 1)):
+            self._refusal = None
+        else:
+            chunk = min(request.target, memory.most)
+            memory.tokens = max(memory.tokens, chunk)
+            memory.blocks = min(memory.blocks, self.blocks.blocks_for(chunk))
 
     def _refused_before(self, attempt: _Attempt) -> bool:
-        if self._refusal is None or self.explicit:
+        memory = self._refusal
+        if memory is None or self.blocks.version != memory.version:
             return False
-        least, tokens, version = self._refusal
-        return self.blocks.free < least and attempt.tokens >= tokens and self.blocks.version == version
+        return self.blocks.free < memory.blocks and attempt.tokens >= memory.tokens
 
     def _consider(self, batch: Batch, attempt: _Attempt, request: Request) -> bool:
         """Schedule *request* if it fits. False: the walk ends here."""

@@ -67,6 +67,7 @@ class SplitFuse(Scheduler):
         """Prompts not computed yet, whole or in part, in the order of the buffer."""
         self.tracked = 0
         """Sequences that hold KV, ended ones included until they are flushed."""
+        self._halves: dict[Request, None] = {}  # prompts that are computed in part
         self._decodes: dict[Request, None] = {}  # decoding sequences in the order of the buffer
         self._ended: list[Request] = []  # their way back: ended, queued, picked up
         self._queued: list[Request] = []
@@ -86,11 +87,7 @@ class SplitFuse(Scheduler):
 
     @property
     def num_waiting(self) -> int:
-        return len(self.prompts) - self._halves()
-
-    def _halves(self) -> int:
-        """Prompts that are computed in part."""
-        return len(self.running) - len(self.decoding)
+        return len(self.prompts) - len(self._halves)
 
     # one pass
 
@@ -206,7 +203,7 @@ class SplitFuse(Scheduler):
     def _compute(self, batch: Batch, request: Request, chunk: int) -> int:
         if request.status is not RUNNING:
             request.status = RUNNING
-            self.running[request] = None
+            self.running[request] = self._halves[request] = None
             batch.cached[request] = 0
         batch.prefills.append((request, chunk, request.computed))
         request.computed += chunk
@@ -215,6 +212,7 @@ class SplitFuse(Scheduler):
         if request.computed == request.target:
             request.generated += 1
             self.decoding.join(request)
+            del self._halves[request]
             self._decodes[request] = None
             batch.joining.append(request)
         return need
@@ -241,6 +239,7 @@ class SplitFuse(Scheduler):
 
     def _leave(self, request: Request) -> None:
         del self.running[request]
+        self._halves.pop(request, None)
         if request in self.decoding:
             self.decoding.leave(request)
             del self._decodes[request]
@@ -295,9 +294,7 @@ class SplitFuse(Scheduler):
         return self._num_blocks
 
     def waste(self) -> tuple[float, float, float, float]:
-        tokens = self.decoding.computed
-        if self._halves():
-            tokens += sum(request.computed for request in self.prompts if request.status is RUNNING)
+        tokens = self.decoding.computed + sum(request.computed for request in self._halves)
         return 0.0, self.blocks_used * self.block_size - tokens, 0.0, 0.0
 
 

@@ -52,6 +52,46 @@ class _Fitting:
         self.skipped = False
 
 
+class _Line:
+    """The active requests in order, of which the last started ones can be cut off with all behind them."""
+
+    __slots__ = ("_at", "_contexts", "_started", "_waiting")
+
+    def __init__(self, started: list[Request], contexts: list[Request]) -> None:
+        self._started = sorted(started, key=_place)
+        self._at = 0
+        self._contexts = iter(contexts)
+        self._waiting = self._next_waiting()
+
+    def _next_waiting(self) -> Request | None:
+        return next((request for request in self._contexts if request.status is not RUNNING), None)
+
+    def current(self) -> Request | None:
+        """The request whose turn it is."""
+        if self._at < len(self._started):
+            request = self._started[self._at]
+            if self._waiting is None or request.order < self._waiting.order:
+                return request
+        return self._waiting
+
+    def move(self) -> None:
+        """Go on to the next request."""
+        if self.current() is self._waiting:
+            self._waiting = self._next_waiting()
+        else:
+            self._at += 1
+
+    def cut(self) -> Request | None:
+        """The last started request, from the current one on; it and all behind it get no turn."""
+        if self._at == len(self._started):
+            return None
+        victim = self._started.pop()
+        if self._waiting is not None and self._waiting.order > victim.order:
+            self._waiting = None
+        self._contexts = (request for request in self._contexts if request.order < victim.order)
+        return victim
+
+
 class TensorRtLlm(Scheduler):
     """The policies over one pool of blocks; keywords are TensorRT-LLM's.
 
@@ -243,30 +283,28 @@ class TensorRtLlm(Scheduler):
     def _walk(self) -> _Fitting:
         """The pass as it is: where a request does not fit, the last started one behind it is paused."""
         fitting = _Fitting()
-        line = sorted([*self.decoding.members, *self._contexts], key=_place)
+        line = _Line([*self.decoding.members, *self._partial], self._contexts)
         seen = self._being_computed() if self.blocks.reuse else set()
         released: dict[ReuseBlock, int] = {}
-        free, i, end = self.blocks.free, 0, len(line)
+        free = self.blocks.free
         ordered: list[Request] = []
-        while i < end:
-            request = line[i]
+        while (request := line.current()) is not None:
             starts = request.status is not RUNNING
             if starts and self.blocks.reuse and self._waits_for(request, seen):
                 fitting.skipped = True
-                i += 1
+                line.move()
                 continue
             need = self._need(request)
-            if need <= free and len(ordered) < self.max_num_seqs:
+            if need <= free:
                 free -= need
                 ordered.append(request)
-                i += 1
+                line.move()
                 continue
-            victims = (at for at in range(end - 1, i - 1, -1) if line[at].status is RUNNING)
-            end = next(victims, -1)
-            if end < 0:
+            victim = line.cut()
+            if victim is None:
                 break
-            fitting.paused.append(line[end])
-            free += self._released_by(line[end], released)
+            fitting.paused.append(victim)
+            free += self._released_by(victim, released)
         fitting.ordered = ordered
         fitting.decodes = [request for request in ordered if request in self.decoding]
         fitting.contexts = [request for request in ordered if request not in self.decoding]
@@ -461,8 +499,12 @@ class TensorRtLlm(Scheduler):
     def num_blocks(self) -> int:
         return self.blocks.num_blocks
 
+    @property
+    def blocks_cached(self) -> int:
+        return self.blocks.cached
+
     def waste(self) -> tuple[float, float, float, float]:
-        tokens = self.decoding.computed + sum(request.computed for request in self._contexts)
+        tokens = self.decoding.computed + sum(request.computed for request in self._partial)
         shared = self.blocks.num_shared * self.blocks.block_size
         return 0.0, self.blocks_used * self.blocks.block_size + shared - tokens, 0.0, shared
 

@@ -55,6 +55,8 @@ class ReusePool:
         self.num_blocks = self.free = num_blocks
         self.block_size = block_size
         self.reuse = reuse
+        self.cached = 0
+        """Free blocks that can be matched."""
         self.num_shared = 0
         """References to used blocks beyond the first."""
         self._root = ReuseBlock()
@@ -63,11 +65,6 @@ class ReusePool:
     def blocks_for(self, tokens: int) -> int:
         """Blocks that *tokens* tokens fill."""
         return -(-tokens // self.block_size)
-
-    @property
-    def cached(self) -> int:
-        """Free blocks that can be matched."""
-        return sum(isinstance(entry, ReuseBlock) and entry.parent is not None for entry in self._line)
 
     # the line of free blocks
 
@@ -108,6 +105,8 @@ class ReusePool:
         while below:
             block = below.pop()
             below += block.children.values()
+            if not block.users and block.parent is not None:
+                self.cached -= 1
             block.parent = None
             block.children = {}
 
@@ -183,6 +182,7 @@ class ReusePool:
         else:
             del self._line[block]
             self.free -= 1
+            self.cached -= block.parent is not None
         block.users += 1
 
     def insert(self, request: Request, tokens: int) -> None:
@@ -218,6 +218,7 @@ class ReusePool:
             else:
                 self._line[block] = None
                 self.free += 1
+                self.cached += 1
         request.held = []
         request.num_blocks = 0
 
