@@ -193,9 +193,9 @@ class VllmV0(V0Chunked):
 
     def _fits(self, leader: Request) -> bool | None:
         target = self._sole(leader).target
-        in_chunks = self.chunked and target > self.max_num_batched_tokens
+        in_chunks = self.chunked and target > self.max_num_batched_tokens and self._recomputes(leader)
         if in_chunks and target % self.block_size and target > (self.blocks.num_blocks - 1) * self.block_size:
-            return None  # it asks for one more between chunks, and would restart for ever
+            return None  # it asks for one more block between chunks: the real engine restarts it for ever
         return super()._fits(leader)
 
     def _reason(self, leader: Request, tokens: int) -> str:
