@@ -82,6 +82,12 @@ class Lightllm(RouterScheduler):
         """Decode, then perhaps a chunk of every prompt; beside the first forward the batch is brought up to
         date.
         """
+        if not (self._prefilling or self._merged or self._ended or self.explicit):
+            if self.decoding.members:
+                self.pool.take(len(self.decoding))
+                self._advance(batch)
+            self._may_prefill([], len(self.decoding))
+            return
         single = [r for r in self._prefilling if r.target - r.computed == 1]
         prompts = [r for r in self._prefilling if r.target - r.computed > 1]
         ended = [r for r in self._ended if r in self.running and r not in self._merged]
@@ -105,15 +111,19 @@ class Lightllm(RouterScheduler):
         forward = Batch()
         self.pool.take(len(self.decoding) + len(single))
         if self.decoding.members:
-            self.decoding.advance()
-            batch.num_decodes = forward.num_decodes = len(self.decoding)
-            batch.decode_context = forward.decode_context = self.decoding.computed
+            self._advance(batch)
+            forward.num_decodes, forward.decode_context = batch.num_decodes, batch.decode_context
         if self.explicit:
             batch.decodes = [r for r in self.running if r in self.decoding]
         for request in single:
             self._compute(forward, request, 1)
         batch.prefills += forward.prefills
         return forward
+
+    def _advance(self, batch: Batch) -> None:
+        self.decoding.advance()
+        batch.num_decodes = len(self.decoding)
+        batch.decode_context = self.decoding.computed
 
     def _may_prefill(self, prompts: list[Request], decodes: int) -> bool:
         if decodes and self._waited < self.max_wait and not self._credits:
@@ -210,6 +220,8 @@ class Lightllm(RouterScheduler):
 
     @property
     def blocks_used(self) -> int:
+        if not self._ended:
+            return self.pool.used
         if not self.num_running:
             return 0
         return self.pool.used - sum(r.computed - r.registered for r in self._ended)
@@ -221,6 +233,10 @@ class Lightllm(RouterScheduler):
     @property
     def blocks_cached(self) -> int:
         return self.pool.available - self.pool.free
+
+    def levels(self) -> tuple[float, float, float, float, float, float, float]:
+        cached = self.pool.available - self.pool.free
+        return (self.num_waiting, self.blocks_used, cached, *self.waste())
 
     def waste(self) -> tuple[float, float, float, float]:
         cache = self.pool.cache
