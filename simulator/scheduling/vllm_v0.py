@@ -10,8 +10,9 @@ head. *num_scheduler_steps* k decides once for k decode iterations: blocks are r
 a sequence that ends between keeps its place until the last. *scheduler_delay_factor* holds prompts back for
 a multiple of the last prompt step.
 
-Not modelled: asynchronous output processing, which the release's engine has on and its recorded scheduler
-off; it learns of an end one iteration late.
+With prefix caching a swapped sequence comes back with blocks of its own; the release shares cached ones
+again. Not modelled: asynchronous output processing, which the release's engine has on and its recorded
+scheduler off; it learns of an end one iteration late.
 
 Read in vLLM 0.6.3 (core/scheduler.py, core/block_manager_v2.py); recorded decisions are reproduced step by
 step.

@@ -20,7 +20,7 @@ from simulator.scheduling.vllm_v0 import VllmV0
 def limits(rng: random.Random, n: int) -> tuple[type[Any], dict[str, Any]]:
     """A policy with scarce blocks; preemption by what several samples allow."""
     length = rng.choice([64, 128, 300])
-    common = {
+    common: dict[str, Any] = {
         "num_gpu_blocks": rng.choice([12, 20, 30, 60, 250]),
         "num_cpu_blocks": 100_000,
         "block_size": rng.choice([4, 16]),
