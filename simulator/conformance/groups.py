@@ -73,8 +73,8 @@ class GroupDriver:
 
 def resumed(batch: Batch) -> list[Request]:
     """Sequences that *batch* swapped in: they compute one token each."""
-    found: list[Request] = (batch.notes or {}).get("resumed", [])
-    return found
+    notes: dict[str, Any] = batch.notes or {}
+    return list(notes.get("resumed", ()))
 
 
 def _request(index: int, r: dict[str, Any]) -> Request:
