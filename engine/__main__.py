@@ -93,7 +93,8 @@ def _settings(options: argparse.Namespace) -> EngineSettings:
 
 def _serve(options: argparse.Namespace) -> int:
     try:
-        from engine.server import EngineLoop, Limits, serve
+        from engine.server import Limits, serve
+        from engine.server.loop import EngineLoop
     except ImportError as error:
         raise ConfigurationError(f"serving needs fastapi and uvicorn: {error}") from error
     from engine.llm import LLM

@@ -27,25 +27,13 @@ from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sampling import Sampler, logprobs
 from engine.sequence import Sequence, Times, TokenLogprobs, make_detokenizer
+from engine.stats import Stats
 from engine.tokenizer import Tokenizer
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.request import SWAPPED, Request
 
-__all__ = ["Executor", "Stats"]
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The executor at this moment; prefix cache counts are tokens since the start."""
-
-    num_running: int
-    num_waiting: int
-    blocks_used: int
-    num_blocks: int
-    num_preemptions: int
-    prefix_queries: int
-    prefix_hits: int
+__all__ = ["Executor"]
 
 
 @dataclass

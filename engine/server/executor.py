@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.executor import Stats
 from engine.params import SamplingParams
 from engine.sequence import TokenLogprobs
+from engine.stats import Stats
 from engine.tokenizer import Tokenizer
 
-__all__ = ["Deliver", "ServingExecutor", "Stats", "Update"]
+__all__ = ["Deliver", "ServingExecutor", "Update"]
 
 
 @dataclass(frozen=True)

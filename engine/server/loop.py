@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.executor import Executor, Stats
+from engine.executor import Executor
 from engine.params import SamplingParams
 from engine.sequence import Sequence
 from engine.server.executor import Deliver, Update
+from engine.stats import Stats
 from engine.tokenizer import Tokenizer
 from simulator.errors import SimError
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from engine.executor import Stats
+from engine.stats import Stats
 
 __all__ = ["METRICS", "Metrics", "RequestTimes"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,16 @@ class TinyModel:
     family: str
     path: Path
     reference: Any
+    known: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def greedy(self, prompt: list[int], max_tokens: int) -> list[int]:
         """What transformers generates, the end-of-text token included."""
+        key = (max_tokens, *prompt)
+        if key not in self.known:
+            self.known[key] = self._generate(prompt, max_tokens)
+        return self.known[key]
+
+    def _generate(self, prompt: list[int], max_tokens: int) -> list[int]:
         with torch.inference_mode():
             out = self.reference.generate(
                 torch.tensor([prompt]),

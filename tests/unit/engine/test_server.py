@@ -26,10 +26,11 @@ httpx = pytest.importorskip("httpx")
 
 from engine import LLM, SamplingParams  # noqa: E402
 from engine.config import DecoderConfig  # noqa: E402
-from engine.executor import Stats  # noqa: E402
-from engine.server import EngineLoop, Limits, Update  # noqa: E402
+from engine.server import Limits, Update  # noqa: E402
+from engine.server.loop import EngineLoop  # noqa: E402
 from engine.server.metrics import METRICS  # noqa: E402
 from engine.server.serve import make_server  # noqa: E402
+from engine.stats import Stats  # noqa: E402
 from engine.tokenizer import ByteTokenizer  # noqa: E402
 
 TINY = {
