@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from engine.kernels import Kernels, get_kernels
+from engine.kernels.bench_operators import operator_work
 from engine.kernels.bench_results import OURS, Result, format_table, verdicts, write_results
 from engine.kernels.bench_shapes import CPU_SHAPES, GPU_SHAPES, Shape
 from engine.kernels.rivals import DECODE_RIVALS, PREFILL_RIVALS, Problem, UnavailableError
@@ -32,6 +33,8 @@ from engine.kernels.timing import Call, Sample, Timer, copies_past_cache
 from simulator.errors import ConfigurationError
 
 __all__ = ["Bench", "main"]
+
+SPLITS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Bench:
     results: list[Result] = field(default_factory=list)
     copy_bandwidth: float = 0.0  # bytes/s, read and written
     gemm_rate: float = 0.0  # FLOP/s
+    sweep: bool = False  # variants of ours too
+    keep: Callable[[Sequence[Result]], object] = len  # called as results come, such as to write them
     limit: float = 420.0  # seconds after which rivals are left out
 
     def __post_init__(self) -> None:
@@ -53,8 +58,10 @@ class Bench:
         self.measure_ceilings()
         for shape in shapes:
             self.measure_attention(shape, forms)
+            self.keep(self.results)
         for kernels in forms:
-            self.measure_elementwise(kernels)
+            self.measure_operators(kernels)
+            self.keep(self.results)
         return self.results
 
     def measure_ceilings(self) -> None:
@@ -90,12 +97,31 @@ class Bench:
         for kernels in forms:
             build = partial(our_call, kernels, chunk=shape.chunk)
             self._attempt(shape, kernels.name, problems, expected, build, kernels.graph_safe)
+        if self.sweep:
+            self._sweep(shape, forms, problems, expected)
         rivals = DECODE_RIVALS if shape.chunk == 1 else PREFILL_RIVALS
         for name, rival in rivals.items():
             if self.timer.clock() - self.started > self.limit:
                 self._refuse(shape, name, f"left out after {self.limit:.0f} s")
             else:
                 self._attempt(shape, name, problems, expected, rival, True)
+
+    def _sweep(
+        self, shape: Shape, forms: Sequence[Kernels], problems: list[Problem], expected: torch.Tensor
+    ) -> None:
+        """Variants of ours that judge the defaults: splits of a decode, tiles of Triton's prefill."""
+        by_name = {kernels.name: kernels for kernels in forms}
+        if shape.chunk == 1 and (cuda := by_name.get("cuda")):
+            for splits in SPLITS:
+                build = partial(our_call, cuda, chunk=1, splits=splits)
+                self._attempt(shape, f"cuda, {splits} splits", problems, expected, build, True)
+        if shape.chunk > 1 and "triton" in by_name:
+            for tiles in tile_variants():
+                kernels: Any = get_kernels(self.device, self.dtype, "triton")
+                kernels.prefill_tiles = tiles
+                name = f"triton, {tiles.rows}x{tiles.columns} w{tiles.warps} s{tiles.stages}"
+                build = partial(our_call, kernels, chunk=shape.chunk)
+                self._attempt(shape, name, problems, expected, build, True)
 
     def _attempt(
         self,
@@ -159,32 +185,36 @@ class Bench:
         our_call(reference, problem, shape.chunk)()
         return problem.out.clone()
 
-    def measure_elementwise(self, kernels: Kernels, rows: int = 8192, width: int = 4096) -> None:
-        """The small operators' bandwidth, at the width of an 8B model."""
-        if self.device.type != "cuda":
-            rows, width = 4, 64
-        size = rows * width * torch.empty(0, dtype=self.dtype).element_size()
-        copies = copies_past_cache(2 * size, self.device)
-        x = [torch.randn(rows, width, device=self.device, dtype=self.dtype) for _ in range(copies)]
-        weight = torch.rand(width, device=self.device, dtype=self.dtype)
-        operators: dict[str, tuple[int, list[Call]]] = {
-            "rms_norm": (2 * size, [partial(kernels.rms_norm, t, weight, 1e-5) for t in x]),
-            "add_rms_norm": (4 * size, [partial(kernels.add_rms_norm, t, t, weight, 1e-5) for t in x]),
-            "silu_mul": (size + size // 2, [partial(kernels.silu_mul, t) for t in x]),
-        }
-        for name, (moved, calls) in operators.items():
-            sample = self.timer.measure(calls)
-            rate = moved / sample.seconds
-            self._add(name, f"{rows} x {width}", kernels.name, sample, rate, rate / self.copy_bandwidth)
+    def measure_operators(self, kernels: Kernels) -> None:
+        """The small operators, products with narrow weights and swapping, as shares of the copy bandwidth."""
+        for work in operator_work(kernels, self.device, self.dtype):
+            try:
+                sample = self.timer.measure(work.calls(), work.capturable)
+            except Exception as error:  # shown in the table; the others go on
+                cause = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                self.results.append(Result(work.operator, work.shape, kernels.name, cause=cause))
+                continue
+            rate = work.bytes / sample.seconds
+            share = rate / self.copy_bandwidth
+            self._add(work.operator, work.shape, kernels.name, sample, rate, share)
 
 
-def our_call(kernels: Kernels, problem: Problem, chunk: int) -> Call:
+def tile_variants() -> list[Any]:
+    """Prefill programs worth timing on Hopper."""
+    from engine.kernels.triton_attention import Tiles
+
+    return [
+        Tiles(128, columns, warps, stages) for columns in (64, 128) for warps in (4, 8) for stages in (2, 3)
+    ]
+
+
+def our_call(kernels: Kernels, problem: Problem, chunk: int, splits: int = 0) -> Call:
     """One of our forms on *problem*, bounds known as the engine knows them."""
     p = problem
     longest = max(p.contexts)
     shared = (p.out, p.q, p.k_cache, p.v_cache, p.block_table)
     if chunk == 1:
-        return lambda: kernels.decode_attention(*shared, p.context_lens, p.scale, longest)
+        return lambda: kernels.decode_attention(*shared, p.context_lens, p.scale, longest, 0, splits)
     start = torch.arange(len(p.contexts) + 1, dtype=torch.int32, device=p.q.device) * chunk
     return lambda: kernels.prefill_attention(*shared, start, p.context_lens, p.scale, chunk)
 
@@ -238,14 +268,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where raw results go")
     parser.add_argument("--budget", type=float, default=0.3, help="seconds of repetition per figure")
+    parser.add_argument("--sweep", action="store_true", help="time variants of the kernels too")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    bench = Bench(device, Timer(device, options.budget))
     before = environment(device)
+
+    def keep(results: Sequence[Result]) -> None:
+        if options.json:
+            write_results(options.json, results, {"before": before, "after": environment(device)})
+
+    bench = Bench(device, Timer(device, options.budget), sweep=options.sweep, keep=keep)
     shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     results = bench.run(shapes, available_forms(device, bench.dtype))
-    if options.json:
-        write_results(options.json, results, {"before": before, "after": environment(device)})
     print(format_table(results))
     print("\n".join(verdicts(results) if device.type == "cuda" else ["targets: open, no GPU here"]))
     return 0

@@ -50,9 +50,9 @@ def read_results(path: Path) -> list[Result]:
 
 def format_table(results: Sequence[Result]) -> str:
     """Fixed columns: operator, shape, form, time with spread, rate, share of the ceiling."""
-    lines = [f"{'operator':<18}{'shape':<50}{'form':<14}{'time':>11}{'spread':>9}{'rate':>16}{'share':>8}"]
+    lines = [f"{'operator':<18}{'shape':<50}{'form':<22}{'time':>11}{'spread':>9}{'rate':>16}{'share':>8}"]
     for row in results:
-        head = f"{row.operator:<18}{row.shape:<50}{row.form:<14}"
+        head = f"{row.operator:<18}{row.shape:<50}{row.form:<22}"
         if row.cause:
             lines.append(f"{head}  {row.cause}")
             continue
@@ -66,13 +66,18 @@ def format_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def is_ours(row: Result) -> bool:
+    """A form of ours, or one of its variants (``cuda, 4 splits``)."""
+    return row.form.split(",")[0] in OURS
+
+
 def verdicts(results: Sequence[Result]) -> list[str]:
     """Each target, reached or missed, with the figure that decides it."""
     lines = []
     for operator, target in (("decode_attention", DECODE_TARGET), ("prefill_attention", PREFILL_TARGET)):
         for shape in dict.fromkeys(row.shape for row in results if row.operator == operator):
             rows = [r for r in results if r.shape == shape and r.operator == operator and not r.cause]
-            ours = [row for row in rows if row.form in OURS]
+            ours = [row for row in rows if is_ours(row)]
             if not ours:
                 continue
             best = min(ours, key=lambda row: row.seconds)
@@ -82,7 +87,7 @@ def verdicts(results: Sequence[Result]) -> list[str]:
                 lines.append(
                     f"{word}: {operator} {shape}: {best.fraction:.1%} by {best.form}, target {target:.0%}"
                 )
-            faster = [row for row in rows if row.form not in OURS and row.seconds < best.seconds]
+            faster = [row for row in rows if not is_ours(row) and row.seconds < best.seconds]
             for row in faster:
                 ratio = best.seconds / row.seconds
                 lines.append(f"SLOWER: {operator} {shape}: {best.form} takes {ratio:.2f} x {row.form}")

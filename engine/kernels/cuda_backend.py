@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 
 from engine.kernels.build import architecture_of, build
+from engine.kernels.cuda_checks import check_attention, check_pinned, check_rows
 from engine.kernels.interface import Kernels
-from engine.kernels.library import DTYPE_CODES, Library, pointer
+from engine.kernels.library import DTYPE_CODES, Library, address
 from engine.kernels.splits import MIN_CHUNK, choose_splits
 from engine.kernels.torch_backend import TorchKernels
 from engine.kernels.torch_cache import as_tensors
 from engine.kernels.weights import QuantizedWeight
 from simulator.errors import ConfigurationError
 
-__all__ = ["HEAD_DIMS", "MAX_GROUP", "CudaKernels"]
+__all__ = ["CudaKernels"]
 
-HEAD_DIMS = (64, 96, 128, 256)
-MAX_GROUP = 16
-TENSOR_CORE_DTYPES = (torch.bfloat16, torch.float16)
 HOPPER = 9
 TRITON_ROWS = 512  # (token, head) rows of a chunk from which Triton's launch is worth its host time
 # Bytes of shared memory of a block of decode attention: SHARED_BYTES in its source.
@@ -56,8 +54,10 @@ class CudaKernels(TorchKernels):
         self.library = library or Library(build((architecture_of(device),)))
         self.processors, self.shared = processors or read_properties(device)
 
-    def _stream(self) -> int:
-        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+    def _launch(self, name: str, *arguments: Tensor | int | float | None) -> None:
+        """Call the library on the current stream; tensors go as their addresses."""
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        self.library.call(name, *map(address, arguments), stream)
 
     def decode_attention(
         self,
@@ -81,30 +81,12 @@ class CudaKernels(TorchKernels):
         # Partial outputs and, behind them, the logarithms of their softmax sums.
         rows = splits * batch * heads if splits > 1 else 0
         partial = torch.empty(rows * (dim + 1), dtype=torch.float32, device=q.device)
-        self.library.call(
-            "decode_attention",
-            out.data_ptr(),
-            partial.data_ptr(),
-            partial.data_ptr() + rows * dim * 4,
-            q.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            block_table.data_ptr(),
-            context_lens.data_ptr(),
-            scale,
-            DTYPE_CODES[q.dtype],
-            batch,
-            heads,
-            kv_heads,
-            dim,
-            block_size,
-            block_table.shape[1],
-            q.stride(0),
-            splits,
-            1 if num_splits else MIN_CHUNK,
+        self._launch(
+            "decode_attention", out, partial, partial.data_ptr() + rows * dim * 4, q, k_cache, v_cache,
+            block_table, context_lens, scale, DTYPE_CODES[q.dtype], batch, heads, kv_heads, dim,
+            block_size, block_table.stride(0), q.stride(0), splits, 1 if num_splits else MIN_CHUNK,
             sliding_window,
-            self._stream(),
-        )
+        )  # fmt: skip
 
     def _decode_slots(self, dim: int) -> int:
         """Thread blocks of decode attention that the device runs at a time."""
@@ -148,57 +130,25 @@ class CudaKernels(TorchKernels):
                 sliding_window,
             )
             return
-        self.library.call(
-            "prefill_attention",
-            out.data_ptr(),
-            q.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            block_table.data_ptr(),
-            query_start.data_ptr(),
-            context_lens.data_ptr(),
-            scale,
-            DTYPE_CODES[q.dtype],
-            context_lens.shape[0],
-            most,
-            heads,
-            kv_heads,
-            dim,
-            block_size,
-            block_table.shape[1],
-            q.stride(0),
-            sliding_window,
-            self._stream(),
-        )
+        self._launch(
+            "prefill_attention", out, q, k_cache, v_cache, block_table, query_start, context_lens,
+            scale, DTYPE_CODES[q.dtype], context_lens.shape[0], most, heads, kv_heads, dim, block_size,
+            block_table.stride(0), q.stride(0), sliding_window,
+        )  # fmt: skip
 
     def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         check_rows(k, v)
         size = k.element_size()
-        self.library.call(
-            "kv_write",
-            k.data_ptr(),
-            v.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            slot_mapping.data_ptr(),
-            k.shape[0],
-            k[0].numel() * size if k.shape[0] else 0,
-            k.stride(0) * size,
-            v.stride(0) * size,
-            self._stream(),
-        )
+        self._launch(
+            "kv_write", k, v, k_cache, v_cache, slot_mapping, k.shape[0],
+            k[0].numel() * size if k.shape[0] else 0, k.stride(0) * size, v.stride(0) * size,
+        )  # fmt: skip
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, src: Tensor, dst: Tensor) -> None:
-        self.library.call(
-            "copy_blocks",
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            src.data_ptr(),
-            dst.data_ptr(),
-            src.shape[0],
+        self._launch(
+            "copy_blocks", k_cache, v_cache, src, dst, src.shape[0],
             k_cache.stride(0) * k_cache.element_size(),
-            self._stream(),
-        )
+        )  # fmt: skip
 
     def swap_out(
         self,
@@ -234,15 +184,9 @@ class CudaKernels(TorchKernels):
         for src, dst in zip(as_tensors(source), as_tensors(target), strict=True):
             check_pinned(src, dst)
             block_bytes = src.stride(0) * src.element_size()
-            self.library.call(
-                name,
-                src.data_ptr(),
-                dst.data_ptr(),
-                pairs.data_ptr(),
-                len(block_pairs),
-                block_bytes,
-                self._stream(),
-            )
+            self._launch(
+                name, src, dst, pairs, len(block_pairs), block_bytes,
+            )  # fmt: skip
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -266,56 +210,25 @@ class CudaKernels(TorchKernels):
     ) -> None:
         x = x if x.dim() in (2, 3) and x.stride(-1) == 1 else x.reshape(-1, x.shape[-1]).contiguous()
         outer, inner = x.stride(0), x.stride(1) if x.dim() == 3 else 0
-        self.library.call(
-            "rms_norm",
-            out.data_ptr(),
-            pointer(total),
-            x.data_ptr(),
-            pointer(residual),
-            weight.data_ptr(),
-            eps,
-            DTYPE_CODES[x.dtype],
-            x.numel() // x.shape[-1],
-            x.shape[-1],
-            x.shape[1] if x.dim() == 3 else 1,
-            outer,
-            inner,
-            self._stream(),
-        )
+        self._launch(
+            "rms_norm", out, total, x, residual, weight, eps, DTYPE_CODES[x.dtype],
+            x.numel() // x.shape[-1], x.shape[-1], x.shape[1] if x.dim() == 3 else 1, outer, inner,
+        )  # fmt: skip
 
     def rope(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
         check_rows(q, k)
-        self.library.call(
-            "rope",
-            q.data_ptr(),
-            k.data_ptr(),
-            positions.data_ptr(),
-            cos_sin_cache.data_ptr(),
-            DTYPE_CODES[q.dtype],
-            q.shape[0],
-            q.shape[1],
-            k.shape[1],
-            q.shape[2],
-            cos_sin_cache.shape[1],
-            q.stride(0),
-            k.stride(0),
-            self._stream(),
-        )
+        self._launch(
+            "rope", q, k, positions, cos_sin_cache, DTYPE_CODES[q.dtype], q.shape[0], q.shape[1],
+            k.shape[1], q.shape[2], cos_sin_cache.shape[1], q.stride(0), k.stride(0),
+        )  # fmt: skip
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         features = gate_up.shape[-1] // 2
         rows = gate_up.reshape(-1, 2 * features)
         out = torch.empty((*gate_up.shape[:-1], features), dtype=gate_up.dtype, device=gate_up.device)
-        self.library.call(
-            "silu_mul",
-            out.data_ptr(),
-            rows.data_ptr(),
-            DTYPE_CODES[rows.dtype],
-            rows.shape[0],
-            features,
-            rows.stride(0),
-            self._stream(),
-        )
+        self._launch(
+            "silu_mul", out, rows, DTYPE_CODES[rows.dtype], rows.shape[0], features, rows.stride(0),
+        )  # fmt: skip
         return out
 
     def process_logits(
@@ -341,24 +254,11 @@ class CudaKernels(TorchKernels):
         ]
         k = as_type(top_k, torch.int32)
         prompt, counts = as_type(prompt_mask, torch.bool), as_type(output_counts, torch.int32)
-        heat, nucleus, least, *penalties = map(pointer, floats)
-        self.library.call(
-            "process_logits",
-            out.data_ptr(),
-            logits.data_ptr(),
-            DTYPE_CODES[logits.dtype],
-            rows,
-            vocabulary,
-            logits.stride(0),
-            heat,
-            pointer(k),
-            nucleus,
-            least,
-            *penalties,
-            pointer(prompt),
-            pointer(counts),
-            self._stream(),
-        )
+        heat, nucleus, least, *penalties = floats
+        self._launch(
+            "process_logits", out, logits, DTYPE_CODES[logits.dtype], rows, vocabulary,
+            logits.stride(0), heat, k, nucleus, least, *penalties, prompt, counts,
+        )  # fmt: skip
         return out
 
     def draw(
@@ -375,17 +275,9 @@ class CudaKernels(TorchKernels):
         tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
         wide = logits.float().contiguous()
         seeds, steps = as_type(seeds, torch.int64), as_type(steps, torch.int64)
-        self.library.call(
-            "draw",
-            tokens.data_ptr(),
-            wide.data_ptr(),
-            rows,
-            vocabulary,
-            pointer(seeds),
-            pointer(steps),
-            pointer(uniforms),
-            self._stream(),
-        )
+        self._launch(
+            "draw", tokens, wide, rows, vocabulary, seeds, steps, uniforms,
+        )  # fmt: skip
         return tokens
 
     def matmul(self, x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
@@ -412,36 +304,3 @@ def read_properties(device: torch.device) -> tuple[int, int]:
     """Multiprocessors, and bytes of shared memory of each."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.shared_memory_per_multiprocessor
-
-
-def check_attention(
-    out: Tensor, q: Tensor, k_cache: Tensor, block_table: Tensor, context_lens: Tensor
-) -> None:
-    """Raise where the CUDA attention kernels have no instance for these shapes, or would misread a tensor."""
-    heads, dim = q.shape[-2:]
-    group = heads // k_cache.shape[2]
-    if dim not in HEAD_DIMS:
-        raise ConfigurationError(f"head_dim {dim}: the CUDA kernels have {', '.join(map(str, HEAD_DIMS))}")
-    if group > MAX_GROUP:
-        raise ConfigurationError(f"{group} query heads per KV head: the CUDA kernels take up to {MAX_GROUP}")
-    if q.dtype not in TENSOR_CORE_DTYPES or k_cache.dtype != q.dtype:
-        raise ConfigurationError(f"q {q.dtype}, cache {k_cache.dtype}: must both be bfloat16 or both float16")
-    if block_table.dtype != torch.int32 or context_lens.dtype != torch.int32:
-        raise ConfigurationError(
-            f"block table {block_table.dtype}, lengths {context_lens.dtype}: must be int32"
-        )
-    if q.stride(1) != dim or not (out.is_contiguous() and k_cache.is_contiguous()):
-        raise ConfigurationError("attention: a token's heads, the result and the cache must be contiguous")
-
-
-def check_rows(*tensors: Tensor) -> None:
-    """Raise where a token's heads ``[T, heads, dim]`` do not lie side by side."""
-    for t in tensors:
-        if t.stride(2) != 1 or t.stride(1) != t.shape[2]:
-            raise ConfigurationError(f"strides {t.stride()}: a token's heads must be contiguous")
-
-
-def check_pinned(*tensors: Tensor) -> None:
-    """Raise for host memory that a kernel cannot reach."""
-    if torch.cuda.is_available() and any(t.device.type == "cpu" and not t.is_pinned() for t in tensors):
-        raise ConfigurationError("swap: the host cache must be in pinned memory")

@@ -1,6 +1,6 @@
 """The shared library's C interface, for ctypes.
 
-Pointers are passed as integers (`Tensor.data_ptr`, 0 for an absent tensor). Every function takes the stream
+Pointers are passed as integers (`address`). Every function takes the stream
 last and returns CUDA's error code.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPE_CODES", "Library", "pointer"]
+__all__ = ["DTYPE_CODES", "Library", "address"]
 
 DTYPE_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
@@ -50,6 +50,8 @@ class Library:
             raise RuntimeError(f"{name}: CUDA error {code}")
 
 
-def pointer(tensor: Tensor | None) -> int:
-    """A tensor's address, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+def address(argument: Tensor | int | float | None) -> int | float:
+    """A tensor's address, 0 for an absent one; numbers as they are."""
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return 0 if argument is None else argument

@@ -9,11 +9,13 @@ row sees whole, then those that need a mask. Rows behind the end are neither rea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["launch_decode", "launch_merge", "launch_prefill"]
+__all__ = ["Tiles", "default_tiles", "launch_decode", "launch_merge", "launch_prefill"]
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def chunk_of(tokens, num_splits, min_chunk, TILE: tl.constexpr):
 def decode_kernel(
     out, partial, log_sum, q, k_cache, v_cache, block_table, context_lens, scale_log2, heads, kv_heads,
     block_size,
-    max_blocks, q_stride, num_splits, min_chunk, window,
+    table_stride, q_stride, num_splits, min_chunk, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (split, KV head, sequence)."""
@@ -57,7 +59,7 @@ def decode_kernel(
         tl.store(target, tl.zeros((ROWS, WIDTH), tl.float32).to(out.dtype.element_ty), mask=inside)
     if split < splits:
         queries = tl.load(q + sequence * q_stride + first_head * DIM + place, mask=inside, other=0.0)
-        table = block_table + sequence.to(tl.int64) * max_blocks
+        table = block_table + sequence.to(tl.int64) * table_stride
         maximum = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         value = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -150,7 +152,7 @@ def attend(
 @triton.jit
 def prefill_kernel(
     out, q, k_cache, v_cache, block_table, query_start, context_lens, scale_log2, heads, kv_heads, block_size,
-    max_blocks, q_stride, window,
+    table_stride, q_stride, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tile, KV head, sequence); later tiles, which see more, come first."""
@@ -176,7 +178,7 @@ def prefill_kernel(
         if window > 0:
             begin = tl.maximum(before + first // GROUP - window + 1, 0)
             whole = begin
-        table = block_table + sequence.to(tl.int64) * max_blocks
+        table = block_table + sequence.to(tl.int64) * table_stride
         maximum = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         value = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -195,6 +197,23 @@ def prefill_kernel(
 
 
 LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Shape of a prefill program: query rows, KV rows of a step, warps, steps under way."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def default_tiles(dim: int, element_size: int) -> Tiles:
+    """What fits in shared memory and registers; `engine.bench_kernels --sweep` measures others."""
+    rows = 128 if dim * element_size <= 256 else 64
+    columns, stages = tile_of(dim, element_size), stages_of(dim, element_size)
+    return Tiles(rows, columns, 8 if rows == 128 else 4, stages)
 
 
 def tile_of(dim: int, element_size: int) -> int:
@@ -238,7 +257,7 @@ def launch_decode(
         heads,
         kv_heads,
         block_size,
-        block_table.shape[1],
+        block_table.stride(0),
         q.stride(0),
         splits,
         min_chunk,
@@ -292,13 +311,14 @@ def launch_prefill(
     scale: float,
     max_query: int,
     window: int,
+    tiles: Tiles | None = None,
 ) -> None:
     """See `engine.kernels.interface.Kernels.prefill_attention`."""
     _, heads, dim = q.shape
     _, block_size, kv_heads, _ = k_cache.shape
     group = heads // kv_heads
-    rows = 128 if dim * q.element_size() <= 256 else 64
-    prefill_kernel[(triton.cdiv(max_query * group, rows), kv_heads, context_lens.shape[0])](
+    tiles = tiles or default_tiles(dim, q.element_size())
+    prefill_kernel[(triton.cdiv(max_query * group, tiles.rows), kv_heads, context_lens.shape[0])](
         out,
         q,
         k_cache,
@@ -310,14 +330,14 @@ def launch_prefill(
         heads,
         kv_heads,
         block_size,
-        block_table.shape[1],
+        block_table.stride(0),
         q.stride(0),
         window,
         GROUP=group,
-        ROWS=rows,
+        ROWS=tiles.rows,
         DIM=dim,
         WIDTH=triton.next_power_of_2(dim),
-        TILE=tile_of(dim, q.element_size()),
-        num_warps=8 if rows == 128 else 4,
-        num_stages=stages_of(dim, q.element_size()),
+        TILE=tiles.columns,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )

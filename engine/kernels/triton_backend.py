@@ -31,6 +31,7 @@ class TritonKernels(TorchKernels):
     def __init__(self, device: torch.device, reason: str) -> None:
         super().__init__(device, reason)
         self.form |= {"matmul": "torch", "swap_in": "torch", "swap_out": "torch"}
+        self.prefill_tiles: triton_attention.Tiles | None = None  # None: the default for the head dim
         self.processors = (
             torch.cuda.get_device_properties(device).multi_processor_count
             if device.type == "cuda"
@@ -104,6 +105,7 @@ class TritonKernels(TorchKernels):
                 scale,
                 most,
                 sliding_window,
+                self.prefill_tiles,
             )
 
     def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

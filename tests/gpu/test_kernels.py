@@ -151,6 +151,7 @@ def test_launches_go_to_the_current_stream():
     kernels = kernels_or_skip("cuda", torch.bfloat16)
     weight = torch.ones(4096, device="cuda", dtype=torch.bfloat16)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         x = torch.zeros(512, 4096, device="cuda", dtype=torch.bfloat16)
         torch.cuda._sleep(50_000_000)

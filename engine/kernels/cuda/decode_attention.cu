@@ -22,7 +22,7 @@ constexpr int TILE = WARPS * ROWS;
 constexpr int HEADS = 16;          // query heads of a tile: M of the tensor-core product
 
 struct Shape {
-    int heads, kv_heads, block_size, max_blocks;
+    int heads, kv_heads, block_size, table_stride;
     int64_t q_stride;              // elements between sequences of q
     int num_splits, min_chunk, sliding_window;
 };
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(WARPS* WARP) split_kernel(T* out, float* parti
     const int warp = threadIdx.x / WARP;
     T* ring = reinterpret_cast<T*>(shared) + warp * DEPTH * STAGE;
     const Range range = range_of(split, context, s);
-    const int* table = block_table + static_cast<int64_t>(sequence) * s.max_blocks;
+    const int* table = block_table + static_cast<int64_t>(sequence) * s.table_stride;
     const int first = range.begin + warp * ROWS;
     const int tiles = first < range.end ? divide_up(range.end - first, TILE) : 0;
 
@@ -327,10 +327,10 @@ template <typename T, typename... Rest> cudaError_t for_dim(int dim, Rest... res
 // `partial` and `log_sum` are needed for num_splits > 1 only. q may be strided between sequences (a slice of QKV).
 extern "C" int decode_attention(void* out, float* partial, float* log_sum, const void* q, const void* k_cache,
         const void* v_cache, const int* block_table, const int* context_lens, float scale, int dtype, int batch, int heads,
-        int kv_heads, int head_dim, int block_size, int max_blocks, int64_t q_stride, int num_splits, int min_chunk,
+        int kv_heads, int head_dim, int block_size, int table_stride, int64_t q_stride, int num_splits, int min_chunk,
         int sliding_window, void* stream) {
     if (kv_heads < 1 || heads % kv_heads || heads / kv_heads > HEADS || num_splits < 1) return cudaErrorInvalidValue;
-    const Shape s{heads, kv_heads, block_size, max_blocks, q_stride, num_splits, min_chunk, sliding_window};
+    const Shape s{heads, kv_heads, block_size, table_stride, q_stride, num_splits, min_chunk, sliding_window};
     const auto queue = static_cast<cudaStream_t>(stream);
     if (dtype == BF16)
         return for_dim<bf16>(head_dim, out, partial, log_sum, q, k_cache, v_cache, block_table, context_lens, scale, batch, s, queue);

@@ -15,7 +15,7 @@ namespace {
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
 struct Shape {
-    int heads, kv_heads, block_size, max_blocks;
+    int heads, kv_heads, block_size, table_stride;
     int64_t q_stride;      // elements between tokens of q
     int sliding_window;
 };
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(T* out, const T* q, co
     T* keys = queries + ROWS<Dim> * Dim;
     T* values = keys + 2 * TILE;
     int64_t* offsets = reinterpret_cast<int64_t*>(values + 2 * TILE);
-    const int* table = block_table + static_cast<int64_t>(sequence) * s.max_blocks;
+    const int* table = block_table + static_cast<int64_t>(sequence) * s.table_stride;
     const int64_t head_offset = (static_cast<int64_t>(start) * s.heads + head * group) * Dim;
     const bool finds = threadIdx.x < COLUMNS<Dim>;
 
@@ -272,10 +272,10 @@ template <typename T, typename... Rest> cudaError_t for_dim(int dim, Rest... res
 // q may be strided between tokens (a slice of QKV); its rows and the caches must be aligned to 16 bytes.
 extern "C" int prefill_attention(void* out, const void* q, const void* k_cache, const void* v_cache,
         const int* block_table, const int* query_start, const int* context_lens, float scale, int dtype, int batch,
-        int max_query, int heads, int kv_heads, int head_dim, int block_size, int max_blocks, int64_t q_stride,
+        int max_query, int heads, int kv_heads, int head_dim, int block_size, int table_stride, int64_t q_stride,
         int sliding_window, void* stream) {
     if (kv_heads < 1 || heads % kv_heads) return cudaErrorInvalidValue;
-    const Shape s{heads, kv_heads, block_size, max_blocks, q_stride, sliding_window};
+    const Shape s{heads, kv_heads, block_size, table_stride, q_stride, sliding_window};
     const auto queue = static_cast<cudaStream_t>(stream);
     if (dtype == BF16)
         return for_dim<bf16>(head_dim, out, q, k_cache, v_cache, block_table, query_start, context_lens, scale, batch, max_query, s, queue);

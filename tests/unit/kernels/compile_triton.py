@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from engine.kernels import triton_attention, triton_cache, triton_elementwise, triton_matmul, triton_sampling
 
 DATA = "*bf16"
-DIMS = {80: (128,), 90: (64, 96, 128, 256)}
+DIMS = {80: (128,), 90: (64, 128, 256)}
 KINDS = {
     **dict.fromkeys(("out", "q", "k_cache", "v_cache", "k", "v", "x", "residual", "total", "weight"), DATA),
     **dict.fromkeys(("gate_up", "logits", "scales"), DATA),
@@ -52,14 +52,14 @@ def main(architecture: int) -> dict[str, dict]:
         results[f"decode {dim}"] = compile_kernel(
             triton_attention.decode_kernel, architecture, {}, shape | {"ROWS": 16}, num_stages=stages
         )
-        rows, warps = (128, 8) if dim <= 128 else (64, 4)
+        tiles = triton_attention.default_tiles(dim, 2)
         results[f"prefill {dim}"] = compile_kernel(
             triton_attention.prefill_kernel,
             architecture,
             {},
-            shape | {"ROWS": rows},
-            num_warps=warps,
-            num_stages=stages,
+            shape | {"ROWS": tiles.rows},
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
         )
     others = [
         (triton_attention.merge_kernel, {}, {"DIM": 128, "WIDTH": 128, "TILE": 64}),

@@ -88,6 +88,22 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
     assert row.seconds == 0 and "differs from the reference" in row.cause
 
 
+def test_an_operator_that_fails_is_a_row_with_its_cause():
+    kernels = get_kernels("cpu", backend="torch")
+    kernels.silu_mul = lambda gate_up: 1 / 0
+    rows = Bench(CPU, FixedTimer(CPU)).run((), [kernels])
+    causes = {row.operator: row.cause for row in rows}
+    assert causes["silu_mul"] == "ZeroDivisionError: division by zero"
+    assert causes["rms_norm"] == causes["swap_in"] == causes["sample"] == ""
+
+
+def test_results_are_kept_as_they_come():
+    kept = []
+    bench = Bench(CPU, FixedTimer(CPU), keep=lambda rows: kept.append(len(rows)))
+    bench.run(CPU_SHAPES, [get_kernels("cpu", backend="torch")])
+    assert len(kept) == len(CPU_SHAPES) + 1 and kept == sorted(set(kept))
+
+
 def test_rivals_are_left_out_after_the_limit():
     clock = SteppingClock(0.0, 100.0)
     rows = Bench(CPU, FixedTimer(CPU, clock=clock), limit=60.0).run(CPU_SHAPES[:1], [])

@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch")
 from engine.kernels import build as building  # noqa: E402
 from engine.kernels import get_kernels  # noqa: E402
 from engine.kernels.conformance import (  # noqa: E402
-    Case,
     check_decode_attention,
     check_prefill_attention,
     checks,
 )
+from engine.kernels.conformance_cases import Case  # noqa: E402
 from engine.kernels.cuda_backend import CudaKernels  # noqa: E402
 from engine.kernels.library import SIGNATURES  # noqa: E402
 from simulator.errors import ConfigurationError  # noqa: E402

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 
 from engine.kernels import get_kernels  # noqa: E402
 from engine.kernels.conformance import (  # noqa: E402
-    Case,
     check_decode_attention,
     check_prefill_attention,
     checks,
 )
+from engine.kernels.conformance_cases import Case, make_cache  # noqa: E402
 
 KERNELS = get_kernels("cpu", backend="torch")
 
@@ -49,8 +49,6 @@ def test_attention_on_any_shape(case):
 
 def test_decode_equals_a_prefill_of_one_token():
     """Two code paths, one operator: equal to rounding, in fp32."""
-    from engine.kernels.conformance import make_cache
-
     case = Case(contexts=(40, 7, 1), queries=(1, 1, 1))
     cache = make_cache(case, torch.float32, torch.device("cpu"))
     q = torch.randn(3, 8, 64, generator=torch.Generator().manual_seed(1))
