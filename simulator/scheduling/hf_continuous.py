@@ -19,11 +19,12 @@ ends at that length.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.hf_blocks import SharedBlocks
+from simulator.scheduling.hf_queue import WaitingRequests
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, Request
 from simulator.scheduling.swap import SwapSpace
 from simulator.scheduling.system import Device, System
@@ -48,21 +49,6 @@ class _Notes:
         """Whether it computed anything since it became active."""
 
 
-class _Refusal:
-    """A walk over the waiting requests that found no blocks for any of them.
-
-    It would find none again while fewer than *blocks* are free and *tokens* are left to give out.
-    """
-
-    __slots__ = ("blocks", "most", "tokens", "version")
-
-    def __init__(self, most: int, version: int) -> None:
-        self.most = most
-        self.version = version
-        self.blocks = 1 << 62
-        self.tokens = 0
-
-
 class _Attempt:
     """One walk over the candidates: budgets left, and what was scheduled."""
 
@@ -81,8 +67,8 @@ class _Attempt:
 
     def __init__(self, tokens: int, reads: int, requests: int, fast: bool) -> None:
         self.tokens, self.reads, self.requests = tokens, reads, requests
-        self.fast: bool | None = fast
-        """Whether all so far can take the decode fast path; None: not looked at."""
+        self.fast = fast
+        """Whether all so far can take the decode fast path."""
         self.in_margin = True
         self.failed = False
         """Whether somebody found no free blocks."""
@@ -135,13 +121,13 @@ class HfContinuous(Scheduler):
         self.safety_margin = margin
         self.sharing = allow_block_sharing
         self.depth = 2 if use_async_batching else 1
-        self.waiting: dict[Request, None] = {}
-        self.offloaded: dict[Request, None] = {}
+        self.waiting = WaitingRequests(self.blocks)
         self.closed = False
         """Nobody is admitted until a request finishes."""
         self._prefilling: dict[Request, None] = {}
+        self._num_prefilled = 0  # tokens that those have computed
+        self._longest_base = 0
         self._flight: deque[Batch] = deque()
-        self._refusal: _Refusal | None = None
         self._found: dict[Request, int] = {}  # tokens that this step's look-ups found in the cache
 
     # arrivals
@@ -155,15 +141,11 @@ class HfContinuous(Scheduler):
             )
         request.max_tokens = min(request.max_tokens, room)
         request.state = _Notes(request.prompt_length)
-        self._enqueue(request)
-
-    def _enqueue(self, request: Request) -> None:
-        (self.offloaded if request.status is SWAPPED else self.waiting)[request] = None
-        self._extend_refusal(request)
+        self.waiting.append(request)
 
     @property
     def num_waiting(self) -> int:
-        return len(self.waiting) + len(self.offloaded)
+        return len(self.waiting)
 
     # one step
 
@@ -224,16 +206,24 @@ class HfContinuous(Scheduler):
         if not count:
             return True
         fits = need <= self.blocks.free and count <= min(attempt.tokens, attempt.requests)
-        if self.explicit or not fits or decoding.computed >= attempt.reads:
+        fast = attempt.fast and self._longest() < self.fast_length
+        if self.explicit or not fits or (decoding.computed >= attempt.reads and not fast):
             rows = [request for request in self.running if request in decoding]
             return all(self._consider(batch, attempt, request) for request in rows)
         self.blocks.take(need)
-        attempt.decodes = attempt.fast = None
+        attempt.decodes, attempt.fast = None, fast
         attempt.rows += count
         attempt.tokens -= count
         attempt.requests -= count
         attempt.reads -= decoding.computed
         return attempt.tokens > 0 and attempt.requests > 0
+
+    def _longest(self) -> int:
+        """At least the tokens of the longest decoding sequence; exactly those where the bound is too high."""
+        iteration, tokens = self.decoding.iteration, self.decoding.tokens
+        if self._longest_base + iteration >= self.fast_length:
+            self._longest_base = max(map(tokens, self.decoding.members), default=0) - iteration
+        return self._longest_base + iteration
 
     def _consider_prefills(self, batch: Batch, attempt: _Attempt) -> bool:
         return all(self._consider(batch, attempt, request) for request in list(self._prefilling))
@@ -241,63 +231,38 @@ class HfContinuous(Scheduler):
     def _consider_waiting(self, batch: Batch, attempt: _Attempt) -> bool:
         if not attempt.in_margin and attempt.rows:
             return False
-        if not self.num_waiting:
+        if not self.waiting:
             return True
-        if self._refused_before(attempt):
-            attempt.failed = True
-            return True
-        tokens = attempt.tokens
+        if self.waiting.unmatched and not self.explicit:
+            return self._consider_fitting(batch, attempt)
         admitted: list[Request] = []
         goes_on = True
-        for request in self._waiting_in_order():
+        for request in self.waiting.in_order():
             goes_on = self._consider(batch, attempt, request)
             if request.status is RUNNING:
                 admitted.append(request)
             if not goes_on:
                 break
         for request in admitted:
-            self.waiting.pop(request, None)
-            self.offloaded.pop(request, None)
-        if goes_on and not self.explicit:
-            self._remember_refusal(tokens)
+            self.waiting.remove(request)
+        if goes_on:
+            self.waiting.asked()
         return goes_on
 
-    def _waiting_in_order(self) -> Iterator[Request]:
-        """Offloaded and other requests take turns, an offloaded one first."""
-        if not self.offloaded:
-            return iter(self.waiting)
-        offloaded, fresh = deque(self.offloaded), deque(self.waiting)
-        order = []
-        while offloaded or fresh:
-            order += [queue.popleft() for queue in (offloaded, fresh) if queue]
-        return iter(order)
-
-    def _remember_refusal(self, tokens: int) -> None:
-        """Nobody's blocks were free: as long as that holds the waiting requests need not be asked again.
-
-        The memory is of chunks of up to 7/8 of the *tokens* there were, so that it outlives small changes.
-        """
-        self._refusal = _Refusal(tokens - tokens // 8, self.blocks.version)
-        for request in (*self.waiting, *self.offloaded):
-            self._extend_refusal(request)
-
-    def _extend_refusal(self, request: Request) -> None:
-        """*request* waits too."""
-        memory = self._refusal
-        if memory is None:
-            return
-        if request.status is SWAPPED or (request.content and self.blocks.match(request, request.target - 1)):
-            self._refusal = None
-        else:
-            chunk = min(request.target, memory.most)
-            memory.tokens = max(memory.tokens, chunk)
-            memory.blocks = min(memory.blocks, self.blocks.blocks_for(chunk))
-
-    def _refused_before(self, attempt: _Attempt) -> bool:
-        memory = self._refusal
-        if memory is None or self.blocks.version != memory.version:
-            return False
-        return self.blocks.free < memory.blocks and attempt.tokens >= memory.tokens
+    def _consider_fitting(self, batch: Batch, attempt: _Attempt) -> bool:
+        """The same where nobody finds cached blocks, asking only those that fit."""
+        place = 0
+        if attempt.reads < 0 and attempt.tokens > 1 and not self.waiting.num_single:
+            return True  # the read budget refuses all but single tokens
+        while (request := self.waiting.first_fitting(attempt.tokens, place)) is not None:
+            place = self.waiting.place(request)
+            goes_on = self._consider(batch, attempt, request)
+            if request.status is RUNNING:
+                self.waiting.remove(request)
+            if not goes_on:
+                return False
+        attempt.failed = attempt.failed or (bool(self.waiting) and attempt.reads >= 0)
+        return True
 
     def _consider(self, batch: Batch, attempt: _Attempt, request: Request) -> bool:
         """Schedule *request* if it fits. False: the walk ends here."""
@@ -309,7 +274,7 @@ class HfContinuous(Scheduler):
         tokens = self.decoding.tokens(request) if decodes else request.computed
         chunk = 1 if decodes else min(request.target - tokens, attempt.tokens)
         eligible = chunk == 1 and tokens < self.fast_length
-        if tokens > attempt.reads and not (eligible and self._is_fast(attempt)):
+        if tokens > attempt.reads and not (eligible and attempt.fast):
             return True
         need = self._blocks_needed(request, tokens, chunk)
         if need > self.blocks.free:
@@ -323,19 +288,13 @@ class HfContinuous(Scheduler):
         else:
             request.num_blocks += need
             self._compute(batch, attempt, request, chunk)
-        attempt.fast = eligible and self._is_fast(attempt)
+        attempt.fast = eligible and attempt.fast
         attempt.rows += 1
         attempt.tokens -= chunk
         attempt.reads -= tokens
         attempt.requests -= 1
         spent = attempt.tokens <= 0 or attempt.requests <= 0 or (attempt.reads <= 0 and not attempt.fast)
         return not spent
-
-    def _is_fast(self, attempt: _Attempt) -> bool:
-        if attempt.fast is None:
-            tokens = self.decoding.tokens
-            attempt.fast = all(tokens(request) < self.fast_length for request in self.decoding.members)
-        return attempt.fast
 
     def _blocks_needed(self, request: Request, tokens: int, chunk: int) -> int:
         held = self.blocks.blocks_for(tokens) if request in self.decoding else request.num_blocks
@@ -357,8 +316,8 @@ class HfContinuous(Scheduler):
         request.status = RUNNING
         request.cached_tokens = cached
         request.state.started = False
-        self.running[request] = None
-        self._prefilling[request] = None
+        self.running[request] = self._prefilling[request] = None
+        self._num_prefilled += request.computed
 
     def _restore(self, batch: Batch, request: Request) -> None:
         batch.blocks_swapped_in += request.state.host_blocks
@@ -393,7 +352,7 @@ class HfContinuous(Scheduler):
         for request in victims:
             self._offload(batch, request)
         for request in reversed(victims):
-            self._enqueue(request)
+            self.waiting.append(request)
             batch.preempted.append(request)
         if victims:
             self.closed = True
@@ -419,7 +378,9 @@ class HfContinuous(Scheduler):
         self.blocks.release(request, keep=False)
 
     def _leave(self, request: Request) -> None:
-        self._prefilling.pop(request, None)
+        if request in self._prefilling:
+            del self._prefilling[request]
+            self._num_prefilled -= request.computed
         if request in self.decoding:
             self.decoding.leave(request)
             request.num_blocks = self.blocks.blocks_for(request.computed)
@@ -444,10 +405,13 @@ class HfContinuous(Scheduler):
         batch.prefills = attempt.chunks
         for request, chunk, _ in attempt.chunks:
             request.computed += chunk
+            self._num_prefilled += chunk
             if request.computed == request.target:
                 del self._prefilling[request]
+                self._num_prefilled -= request.computed
                 request.generated += 1
                 self.decoding.join(request)
+                self._longest_base = max(self._longest_base, request.base)
                 batch.joining.append(request)
         batch.iteration = self.decoding.iteration
         batch.repeatable = self._is_steady(batch, attempt)
@@ -479,7 +443,7 @@ class HfContinuous(Scheduler):
             return True
         if not attempt.in_margin:
             return not self.blocks.cached and not self.prefill_first
-        idle = self.closed or not self.num_waiting or self._refused_before(attempt)
+        idle = self.closed or not self.waiting or self.waiting.unmatched  # and nobody fitted
         return idle and not self._prefilling
 
     def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
@@ -530,8 +494,9 @@ class HfContinuous(Scheduler):
             self.blocks.release(request, keep=True)
         elif request.status is SWAPPED:
             self.host.give(request.state.host_blocks)
-        self.waiting.pop(request, None)
-        self.offloaded.pop(request, None)
+            self.waiting.remove(request)
+        else:
+            self.waiting.remove(request)
         request.status = FINISHED
 
     def cancel(self, request: Request, now: float) -> None:
@@ -554,8 +519,9 @@ class HfContinuous(Scheduler):
             return 1
         if spare < 0:
             return 1
-        reads = (self.capacity - 1 - decoding.computed) // len(decoding)
-        return 1 + decoding.iterations_within(spare, max(min(limit - 1, reads), 0))
+        readable = (self.capacity - 1 - decoding.computed) // len(decoding)
+        readable = max(readable, self.fast_length - 1 - self._longest(), 0)
+        return 1 + decoding.iterations_within(spare, min(limit - 1, readable))
 
     def advance(self, batch: Batch, n: int) -> None:
         decoding = self.decoding
@@ -580,7 +546,7 @@ class HfContinuous(Scheduler):
 
     def waste(self) -> tuple[float, float, float, float]:
         page = self.blocks.page_size
-        tokens = self.decoding.computed + sum(request.computed for request in self._prefilling)
+        tokens = self.decoding.computed + self._num_prefilled
         shared = self.blocks.num_shared * page
         return 0.0, self.blocks.used * page + shared - tokens, 0.0, shared
 
