@@ -312,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-prompts", type=int, default=500)
     parser.add_argument("--input-len", type=int)
     parser.add_argument("--output-len", type=int)
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds for each static batch size")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds for each static batch size")
     parser.add_argument("--json", help="write the results here")
     options = parser.parse_args(arguments)
     options.compare = True

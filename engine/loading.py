@@ -11,7 +11,7 @@ from engine.batch import Row, pack
 from engine.cache import KVCache
 from engine.graphs import DecodeGraphs, capture_sizes
 from engine.kernels import get_kernels
-from engine.model import Decoder
+from engine.model import DENSE_TOKENS, Decoder
 from engine.parallel import SINGLE, TensorParallel
 from engine.runner import ModelRunner
 from engine.safetensors import Checkpoint
@@ -46,7 +46,8 @@ def build_runner(settings: EngineSettings, parallel: TensorParallel = SINGLE) ->
     )
     runner = ModelRunner(decoder, cache)
     if not settings.enforce_eager and _capturable(decoder):
-        sizes = capture_sizes(min(settings.max_num_seqs, settings.max_num_batched_tokens, 512))
+        most = DENSE_TOKENS if decoder.config.is_moe else 512
+        sizes = capture_sizes(min(settings.max_num_seqs, settings.max_num_batched_tokens, most))
         runner.graphs = DecodeGraphs(decoder, cache, sizes, settings.model_len(decoder.config))
         runner.graphs.capture()
     return runner
@@ -70,8 +71,9 @@ def make_cache(
 
 
 def _capturable(decoder: Decoder) -> bool:
-    """Routing to experts depends on data: those models run eagerly, and so does whatever is not on a GPU."""
-    return decoder.device.type == "cuda" and decoder.kernels.graph_safe and not decoder.config.is_moe
+    """Whether a decode step asks the device nothing: a loop over the experts that were chosen does."""
+    loops = any(layer.router is not None and layer.stacked is None for layer in decoder.weights.layers)
+    return decoder.device.type == "cuda" and decoder.kernels.graph_safe and not loops
 
 
 def _fitting_blocks(decoder: Decoder, settings: EngineSettings) -> int:

@@ -20,7 +20,7 @@ from engine.parallel import SINGLE, TensorParallel
 from engine.rope import cos_sin_cache
 from engine.weights import DecoderWeights, LayerWeights, Linear
 
-__all__ = ["Decoder", "Layout"]
+__all__ = ["DENSE_TOKENS", "Decoder", "Layout"]
 
 
 @dataclass
@@ -150,9 +150,31 @@ class Decoder:
         weights, chosen = weights.topk(self.config.experts_per_token, dim=-1)
         if self.config.normalise_routing:
             weights = weights / weights.sum(dim=-1, keepdim=True)
+        if layer.stacked is not None and x.is_cuda and len(x) <= DENSE_TOKENS:
+            return self._all_experts(layer.stacked, x, weights, chosen)
         result = torch.zeros_like(x)
         for index in sorted(set(chosen.flatten().tolist())):
             token, rank = (chosen == index).nonzero(as_tuple=True)
             part = self._mlp(layer.experts[index], x[token])
             result.index_add_(0, token, part * weights[token, rank, None].to(x.dtype))
         return result
+
+    def _all_experts(
+        self, stacked: tuple[Tensor, Tensor], x: Tensor, weights: Tensor, chosen: Tensor
+    ) -> Tensor:
+        """Every expert on every token, what was not chosen times zero.
+
+        A few dozen tokens visit nearly all experts, and reading these is what takes the time; and unlike
+        the loop it asks the device nothing, so it can be captured in a CUDA graph.
+        """
+        up, down = stacked
+        tokens = x.expand(len(up), -1, -1)
+        each = torch.bmm(self.kernels.silu_mul(torch.bmm(tokens, up.mT)), down.mT)  # [experts, T, hidden]
+        share = torch.zeros((len(x), len(up)), device=x.device).scatter_(1, chosen, weights)
+        return torch.einsum("eth,te->th", each.float(), share).to(x.dtype)
+
+
+DENSE_TOKENS = 64
+"""Up to so many tokens all experts are computed: twice the FLOPs or more, but the weights are read once
+either way.
+"""

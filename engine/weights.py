@@ -49,6 +49,10 @@ class LayerWeights:
     router: Tensor | None = None
     experts: list[tuple[Linear, Linear]] = field(default_factory=list)
     """(gate and up, down) of each expert; a dense MLP is the only one."""
+    stacked: tuple[Tensor, Tensor] | None = None
+    """The experts' weights in one piece, ``[experts, N, K]`` each, where they are not quantised; `experts`
+    are views.
+    """
 
 
 @dataclass
@@ -199,6 +203,9 @@ class _Loader:
             self._mlp(f"{block}.experts.{i}", names, config.intermediate_size)
             for i in range(config.num_experts)
         ]
+        if self.quantization is None and not config.mlp_bias:
+            layer.stacked = up, down = _stack(layer.experts, 0), _stack(layer.experts, 1)
+            layer.experts = [(Linear(u), Linear(d)) for u, d in zip(up, down)]
 
     def _mlp(self, prefix: str, names: tuple[str, str, str], width: int) -> tuple[Linear, Linear]:
         gate, up, down = (f"{prefix}.{name}" for name in names)
@@ -250,3 +257,8 @@ class _Loader:
             return weight
         group = next((g for g in (128, 64, 32) if weight.shape[1] % g == 0), 128)
         return quantize(weight, self.quantization, group)
+
+
+def _stack(experts: list[tuple[Linear, Linear]], side: int) -> Tensor:
+    """The plain weights of one side of all experts."""
+    return torch.stack([weight for pair in experts if isinstance(weight := pair[side].weight, Tensor)])

@@ -234,6 +234,19 @@ def test_unknown_models_and_settings_are_named() -> None:
         LLM(DecoderConfig("llama", 10, 8, 8, 1, 2, 1, 4), cpu_cache_bytes=10)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_all_experts_at_once_are_the_loop_over_the_chosen(tiny: Any, family: str) -> None:
+    decoder = LLM(tiny(family).path, num_gpu_blocks=4).runner.decoder
+    layer = decoder.weights.layers[1]
+    assert layer.router is not None and layer.stacked is not None
+    x = torch.randn(9, decoder.config.hidden_size)
+    weights, chosen = (x @ layer.router.T).softmax(-1).topk(decoder.config.experts_per_token)
+    if decoder.config.normalise_routing:
+        weights = weights / weights.sum(-1, keepdim=True)
+    dense = decoder._all_experts(layer.stacked, x, weights, chosen)
+    torch.testing.assert_close(dense, decoder._experts(layer, x), rtol=1e-4, atol=1e-5)
+
+
 class Replayed(DecodeGraphs):
     """Graphs without a GPU: what a replay would compute, from the same buffers."""
 

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine import LLM, SamplingParams  # noqa: E402
+from engine import LLM, BeamSearchParams, SamplingParams  # noqa: E402
 from engine.pages import OwnPages  # noqa: E402
 from simulator.errors import CapacityError  # noqa: E402
 from simulator.scheduling.system import list_systems  # noqa: E402
@@ -82,6 +82,23 @@ def test_samples_depend_on_seed_and_prompt_alone(tiny: Any, name: str) -> None:
         [s.token_ids for s in o.outputs] for o in reference
     ]
     nothing_is_held(llm)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_beams_are_the_same_everywhere(tiny: Any, name: str, beams_of_vllm: Any) -> None:
+    llm = make_llm(tiny("qwen3"), name, 60)
+    assert [beam.tokens for beam in llm.beam_search(prompts_of(1), BEAMS)[0]] == beams_of_vllm
+    nothing_is_held(llm)
+
+
+BEAMS = BeamSearchParams(3, 5)
+
+
+@pytest.fixture(scope="module")
+def beams_of_vllm(tiny: Any) -> list[tuple[int, ...]]:
+    """As transformers finds them, see test_beam_search.py."""
+    found = make_llm(tiny("qwen3"), "vllm", 400).beam_search(prompts_of(1), BEAMS)
+    return [beam.tokens for beam in found[0]]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

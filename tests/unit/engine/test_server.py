@@ -23,12 +23,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 from engine import LLM, SamplingParams  # noqa: E402
 from engine.config import DecoderConfig  # noqa: E402
 from engine.server import Limits, Update  # noqa: E402
 from engine.server.loop import EngineLoop  # noqa: E402
 from engine.server.metrics import METRICS  # noqa: E402
+from engine.server.schema import CompletionRequest  # noqa: E402
 from engine.server.serve import make_server  # noqa: E402
 from engine.stats import Stats  # noqa: E402
 from engine.tokenizer import ByteTokenizer  # noqa: E402
@@ -223,6 +226,27 @@ def test_a_bad_request_is_told_what_is_wrong(
     error = response.json()["error"]
     assert response.status_code == status and says in error["message"] and "\n" not in error["message"]
     assert error["code"] == status and "Traceback" not in response.text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from([*CompletionRequest.model_fields, "messages", "logit_bias", ""])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.binary(max_size=60)
+    | st.dictionaries(FIELDS, JSON, max_size=4).map(
+        lambda fields: json.dumps({"prompt": "a", "max_tokens": 2, **fields}).encode("utf-8", "surrogatepass")
+    ),
+    path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]),
+)
+def test_no_body_is_the_servers_fault(server: Running, body: bytes, path: str) -> None:
+    response = server.http.post(path, content=body)
+    assert response.status_code in (200, 400, 404), response.text
 
 
 def test_unknown_paths_and_methods(server: Running) -> None:
