@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/speed.py [--quick] [--json FILE] [--profile]
 
-Counted is everything but start-up and imports: reading the trace, resolving the deployment, simulating, summarising.
-CPU seconds of this process (``time.process_time``), the best of several runs, because machines are shared. Real traces are
-taken from ``../shared/data/traces`` where that is; otherwise lengths with the same statistics are generated, and the
-table says so.
+Counted is everything but start-up and imports: reading the trace, resolving the deployment, simulating,
+summarising. CPU seconds of this process (``time.process_time``), the best of several runs, because machines
+are shared. Real traces are taken from ``../shared/data/traces`` where that is; otherwise lengths with the
+same statistics are generated, and the table says so.
 """
 
 from __future__ import annotations
@@ -62,14 +62,22 @@ def capacity(deployment: Deployment, n: int = 3000) -> float:
 
 
 def row(name: str, requests: int, seconds: float, **more: Any) -> dict[str, Any]:
-    return {"what": name, "requests": requests, "cpu_s": round(seconds, 3), "req_per_cpu_s": round(requests / seconds), **more}
+    return {
+        "what": name,
+        "requests": requests,
+        "cpu_s": round(seconds, 3),
+        "req_per_cpu_s": round(requests / seconds),
+        **more,
+    }
 
 
 def azure_at_80_percent(repeats: int) -> dict[str, Any]:
     deployment = Deployment(model="llama-3.1-8b", gpu="h100")
     rate = 0.8 * capacity(deployment)
     if AZURE.exists():
-        seconds, result = cpu_seconds(lambda: simulate(read_trace(AZURE, request_rate=rate), deployment), repeats)
+        seconds, result = cpu_seconds(
+            lambda: simulate(read_trace(AZURE, request_rate=rate), deployment), repeats
+        )
     else:
         trace = poisson(rate, chat(19_366))
         seconds, result = cpu_seconds(lambda: simulate(trace, deployment), repeats)
@@ -132,12 +140,16 @@ def shape(n: int, repeats: int) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     for r in rows:
-        more = ", ".join(f"{k} {v}" for k, v in r.items() if k not in ("what", "requests", "cpu_s", "req_per_cpu_s"))
+        more = ", ".join(
+            f"{k} {v}" for k, v in r.items() if k not in ("what", "requests", "cpu_s", "req_per_cpu_s")
+        )
         print(f"{r['what']:55} {r['requests']:>9,} {r['cpu_s']:>9.3f} s {r['req_per_cpu_s']:>8,} /s  {more}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="smaller sizes: a minute instead of several")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--profile", action="store_true", help="profile the first benchmark")

@@ -1,8 +1,8 @@
 """Where the time of a run went: by operator family, and by what requests waited for.
 
-A run keeps its decisions, not the operators inside them. Steps are therefore evaluated again, operator by operator, at
-a sample of the decisions, weighted by how long each lasted; the context of a decoding batch is taken from the KV blocks
-in use. The sum is scaled to the time the run really spent in iterations.
+A run keeps its decisions, not the operators inside them. Steps are therefore evaluated again, operator by
+operator, at a sample of the decisions, weighted by how long each lasted; the context of a decoding batch is
+taken from the KV blocks in use. The sum is scaled to the time the run really spent in iterations.
 """
 
 from __future__ import annotations

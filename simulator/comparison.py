@@ -73,8 +73,8 @@ def compare(results: Sequence[Result]) -> list[Row]:
 def explain(before: Result, after: Result) -> list[Cause]:
     """What the change of the mean end-to-end latency is made of, largest first; the parts add up to it.
 
-    Waiting and prefill are taken as they are. Decode is shared out by what the iterations were made of, and so is
-    prefill: an estimate, since a request's iterations are not those of the run on average.
+    Waiting and prefill are taken as they are. Decode is shared out by what the iterations were made of, and
+    so is prefill: an estimate, since a request's iterations are not those of the run on average.
     """
     was, now = _parts(before), _parts(after)
     names = list(dict.fromkeys([*was, *now]))

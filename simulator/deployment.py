@@ -1,8 +1,8 @@
 """What is deployed: model × GPU × parallelism × system × limits, and the defaults that fill the rest.
 
-A `Deployment` is what a user states, in a YAML file or on the command line. `Deployment.resolve` looks everything up,
-lets the system choose what was left open as it would on that device, works out how many KV blocks there are, and
-remembers every choice that was made for the user.
+A `Deployment` is what a user states, in a YAML file or on the command line. `Deployment.resolve` looks
+everything up, lets the system choose what was left open as it would on that device, works out how many KV
+blocks there are, and remembers every choice that was made for the user.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ COMMON = (
 class Deployment(BaseModel):
     """One replica's worth of serving system, and how many of them.
 
-    Names are vLLM's. None leaves a limit to the system's own default for the device. ``options`` holds what only this
-    system knows, under its own flag names.
+    Names are vLLM's. None leaves a limit to the system's own default for the device. ``options`` holds what
+    only this system knows, under its own flag names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -153,7 +153,9 @@ class Deployment(BaseModel):
         law = dtype(weights).law.removesuffix("_wo")
         if not dtype(weights).law.endswith("_wo") and law not in profile.peak_flops:
             have = ", ".join(sorted(profile.peak_flops))
-            raise ConfigurationError(f"dtype {weights}: {profile.name} does not multiply in it; it has {have}")
+            raise ConfigurationError(
+                f"dtype {weights}: {profile.name} does not multiply in it; it has {have}"
+            )
         return Precision(weights, kv, native.moe if self.dtype is None else None, native.head)
 
     def _limits(
@@ -168,7 +170,9 @@ class Deployment(BaseModel):
         options = system.options
         device = Device(profile.name, profile.memory_bytes / GIB, parallelism.num_gpus)
         limits = dict(system.defaults(device))
-        stated: dict[str, Any] = {name: getattr(self, name) for name in COMMON if getattr(self, name) is not None}
+        stated: dict[str, Any] = {
+            name: getattr(self, name) for name in COMMON if getattr(self, name) is not None
+        }
         if self.scheduling_policy is not None:
             stated["policy"] = self.scheduling_policy
         stated |= self.options
@@ -247,7 +251,11 @@ class Resolved:
     def default_max_tokens(self) -> int | str:
         """The limit of requests that state none: what was asked for, or what defines the system."""
         stated = "default_max_tokens" in self.deployment.model_fields_set
-        return self.deployment.default_max_tokens if stated else self.system.default_max_tokens or DEFAULT_MAX_TOKENS
+        return (
+            self.deployment.default_max_tokens
+            if stated
+            else self.system.default_max_tokens or DEFAULT_MAX_TOKENS
+        )
 
     @property
     def num_gpu_blocks(self) -> int:
@@ -281,7 +289,9 @@ class Resolved:
         """Everything resolved, as plain values: enough to run it again."""
         stated = self.deployment.model_dump(exclude={"options"}, exclude_none=True)
         common = {name: value for name, value in self.limits.items() if name in COMMON}
-        options = {name: value for name, value in self.limits.items() if name not in COMMON and name != "policy"}
+        options = {
+            name: value for name, value in self.limits.items() if name not in COMMON and name != "policy"
+        }
         return {
             **stated,
             **common,

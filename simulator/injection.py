@@ -1,8 +1,8 @@
 """Requests entering the system: the trace turned into arrivals, one at a time.
 
-An open loop sends every request at its time, whatever became of the others. In a closed loop the past decides: at
-most ``max_concurrency`` requests are in flight, and a later turn of a session is sent ``delay`` seconds after the
-turn before it has completed.
+An open loop sends every request at its time, whatever became of the others. In a closed loop the past
+decides: at most ``max_concurrency`` requests are in flight, and a later turn of a session is sent ``delay``
+seconds after the turn before it has completed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class OpenLoop:
         self._rows: list[tuple[float, int, int, int, int, int]] = []
         self._has_content = len(trace.content_ids) > 0
         self._names = trace.request_id
-        self._adapters = trace.lora if len(trace.lora.names) else None
+        adapters: list[str | None] | None = list(trace.lora) if len(trace.lora.names) else None
+        self._adapters = adapters
         self._named = _named_outputs(trace)
         self._load()
 
@@ -69,9 +70,7 @@ class OpenLoop:
             self._load()
         return self.request(index, prompt, limit, arrival, priority, n)
 
-    def request(
-        self, index: int, prompt: int, limit: int, arrival: float, priority: int, n: int
-    ) -> Request:
+    def request(self, index: int, prompt: int, limit: int, arrival: float, priority: int, n: int) -> Request:
         """The scheduler's view of request *index*."""
         request = Request(
             f"r{index}" if self._names is None else self._names[index],

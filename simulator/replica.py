@@ -1,8 +1,8 @@
 """One replica: a scheduling policy on a predicted clock.
 
-The replica asks its policy for an iteration, asks the step-time model how long it takes, sleeps that long on the
-SimPy clock and tells the policy what came of it. What a real executor learns from its sampler, where an answer
-ends, is read here from the trace.
+The replica asks its policy for an iteration, asks the step-time model how long it takes, sleeps that long
+on the SimPy clock and tells the policy what came of it. What a real executor learns from its sampler, where
+an answer ends, is read here from the trace.
 
 Between two decisions a decoding batch repeats itself. The replica asks the policy how often it would, and takes
 the least of that, the next end (a heap of iteration counts) and the next arrival; the durations are evaluated
@@ -105,10 +105,10 @@ class Replica:
         while True:
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
                 self._receive(now)
-            batch = None
+            batch: Batch | Wait | None = None
             while len(inflight) < depth:
                 batch = schedule(now)
-                if batch is None or batch.__class__ is Wait:
+                if batch is None or isinstance(batch, Wait):
                     break
                 if (
                     batch.prefills
@@ -122,7 +122,7 @@ class Replica:
                 inflight.append(batch)
             if not inflight:
                 self._note_idle(now)
-                until = source.next_time if batch is None else min(batch.until, source.next_time)
+                until = min(batch.until, source.next_time) if isinstance(batch, Wait) else source.next_time
                 if until == math.inf and not self.open:
                     return
                 yield from self._rest(until - env.now)
@@ -265,7 +265,7 @@ class Replica:
     # requests
 
     def _receive(self, now: float) -> None:
-        source, scheduler, records = self.source, self.scheduler, self.records
+        source, records = self.source, self.records
         latest = now + ARRIVAL_TOLERANCE * now
         while source.next_time <= latest:
             request = source.pop()

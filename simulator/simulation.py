@@ -111,10 +111,9 @@ def simulate(
 ) -> Result:
     """Replay *trace* against *deployment*.
 
-    *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction of the requests
-    that have left. *stepped* takes every iteration by itself (slow; the same decisions). *until* (s) cuts the run off; *seed* is for a
-    router that draws.
-    Raises `SimError`.
+    *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction
+    of the requests that have left. *stepped* takes every iteration by itself (slow; the same decisions).
+    *until* (s) cuts the run off; *seed* is for a router that draws. Raises `SimError`.
     """
     resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
     if until is not None and not until > 0:
@@ -145,7 +144,12 @@ def simulate(
         request_id=trace.request_id,
     )
     summary = summarize(
-        records, itl, series, goodput=goodput, percentiles=percentiles, end_time=until,
+        records,
+        itl,
+        series,
+        goodput=goodput,
+        percentiles=percentiles,
+        end_time=until,
         injected=None if until is not None else len(trace),
     )
     iterations = int(sum(replica.series.sum("iterations") for replica in cluster.replicas))

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["compare", "explain"]
 
 Trace_ = Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)]
-Files = Annotated[list[Path] | None, typer.Argument(help="Deployment files, one per alternative.", show_default=False)]
-Base = Annotated[Path | None, typer.Option("--deployment", "-c", help="What --system, --gpu and --model vary.")]
+Files = Annotated[
+    list[Path] | None, typer.Argument(help="Deployment files, one per alternative.", show_default=False)
+]
+Base = Annotated[
+    Path | None, typer.Option("--deployment", "-c", help="What --system, --gpu and --model vary.")
+]
 Names = Annotated[str | None, typer.Option(help="Alternatives, separated by commas.")]
 Rate = Annotated[float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.")]
 Count = Annotated[int | None, typer.Option(help="Only the first so many requests.")]
@@ -37,7 +41,9 @@ def compare(
     """Run alternatives on the same TRACE and show them side by side; changes are relative to the first."""
     from simulator.comparison import compare as compare_results
 
-    results = _simulate(trace, _alternatives(files, deployment, system, gpu, model), request_rate, num_prompts)
+    results = _simulate(
+        trace, _alternatives(files, deployment, system, gpu, model), request_rate, num_prompts
+    )
     rows = compare_results(results)
     if as_json:
         _print_json([vars(row) for row in rows])
@@ -59,7 +65,7 @@ def explain(
     num_prompts: Count = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the difference between two alternatives is made of: queueing, memory, prefill, decode, host, communication."""
+    """Say what the difference between two alternatives is made of: queueing, memory, prefill, decode, host."""
     from simulator.comparison import explain as explain_results
     from simulator.errors import ConfigurationError
 
@@ -94,7 +100,7 @@ def _alternatives(
         found.append(Deployment.of(**stated))
     if len(found) < 2:
         raise ConfigurationError(
-            f"give at least 2 alternatives, got {len(found)}: deployment files, or names separated by commas as in --system a,b"
+            f"give at least 2 alternatives, got {len(found)}: deployment files, or names as in --system a,b"
         )
     return found
 
@@ -114,8 +120,12 @@ def _labels(results: list[Result]) -> list[tuple[str, Result]]:
     """What tells the alternatives apart."""
     configs = [result.resolved.config for result in results]
     keys = [key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1]
-    main = [key for key in ("model", "gpu", "system", "tensor_parallel_size", "dtype") if key in keys] or keys[:2]
-    labels = [" ".join(str(config.get(key)) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)]
+    main = [
+        key for key in ("model", "gpu", "system", "tensor_parallel_size", "dtype") if key in keys
+    ] or keys[:2]
+    labels = [
+        " ".join(str(config.get(key)) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)
+    ]
     return list(zip(labels, results, strict=True))
 
 
@@ -129,7 +139,10 @@ def _print_rows(labels: list[str], rows: list[Row]) -> None:
     for label in labels:
         table.add_column(label, justify="right")
     for row in rows:
-        cells = [_cell(value, change, i) for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True))]
+        cells = [
+            _cell(value, change, i)
+            for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True))
+        ]
         table.add_row(f"{row.name} {row.unit}".strip(), *cells)
     console().print(table)
 

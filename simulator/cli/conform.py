@@ -11,8 +11,12 @@ __all__ = ["conform"]
 
 
 def conform(
-    files: Annotated[list[Path], typer.Argument(help="Recorded cases, *.json or *.json.gz.", show_default=False)],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only cases that differ, and the total.")] = False,
+    files: Annotated[
+        list[Path], typer.Argument(help="Recorded cases, *.json or *.json.gz.", show_default=False)
+    ],
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only cases that differ, and the total.")
+    ] = False,
 ) -> None:
     """Compare our decisions with recorded ones, iteration by iteration. Exit code 1 at any difference."""
     from simulator.conformance import check, load_case

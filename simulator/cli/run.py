@@ -21,24 +21,45 @@ def run(
     model: Annotated[
         str | None, typer.Option(help="Name in the zoo or path of a config.json.", rich_help_panel=WHERE)
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="Name or path of a hardware profile.", rich_help_panel=WHERE)] = None,
-    system: Annotated[str | None, typer.Option(help="Serving system, see `sim systems`.", rich_help_panel=WHERE)] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Name or path of a hardware profile.", rich_help_panel=WHERE)
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Serving system, see `sim systems`.", rich_help_panel=WHERE)
+    ] = None,
     deployment: Annotated[
-        Path | None, typer.Option("--deployment", "-c", help="YAML file; options override it.", rich_help_panel=WHERE)
+        Path | None,
+        typer.Option("--deployment", "-c", help="YAML file; options override it.", rich_help_panel=WHERE),
     ] = None,
     tensor_parallel_size: Annotated[
-        int | None, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.", rich_help_panel=WHERE)
+        int | None,
+        typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.", rich_help_panel=WHERE),
     ] = None,
     pipeline_parallel_size: Annotated[
-        int | None, typer.Option("--pipeline-parallel-size", "--pp", help="Pipeline stages.", rich_help_panel=WHERE)
+        int | None,
+        typer.Option("--pipeline-parallel-size", "--pp", help="Pipeline stages.", rich_help_panel=WHERE),
     ] = None,
-    num_replicas: Annotated[int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)] = None,
-    dtype: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …", rich_help_panel=WHERE)] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.", rich_help_panel=WHERE)] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Running sequences at most.", rich_help_panel=LIMITS)] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens per step.", rich_help_panel=LIMITS)] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.", rich_help_panel=LIMITS)] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.", rich_help_panel=LIMITS)] = None,
+    num_replicas: Annotated[
+        int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …", rich_help_panel=WHERE)
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="Format of keys and values.", rich_help_panel=WHERE)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Running sequences at most.", rich_help_panel=LIMITS)
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per step.", rich_help_panel=LIMITS)
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest sequence, tokens.", rich_help_panel=LIMITS)
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens per KV block.", rich_help_panel=LIMITS)
+    ] = None,
     num_gpu_blocks: Annotated[
         int | None, typer.Option(help="KV blocks, instead of what the memory gives.", rich_help_panel=LIMITS)
     ] = None,
@@ -47,31 +68,54 @@ def run(
     ] = None,
     enable_prefix_caching: Annotated[
         bool | None,
-        typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.", rich_help_panel=LIMITS),
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.", rich_help_panel=LIMITS
+        ),
     ] = None,
-    scheduling_policy: Annotated[str | None, typer.Option(help="fcfs or priority.", rich_help_panel=LIMITS)] = None,
+    scheduling_policy: Annotated[
+        str | None, typer.Option(help="fcfs or priority.", rich_help_panel=LIMITS)
+    ] = None,
     default_max_tokens: Annotated[
         str | None,
-        typer.Option(help="Output limit where the trace has none: a number, pow2 or exact.", rich_help_panel=LIMITS),
+        typer.Option(
+            help="Output limit where the trace has none: a number, pow2 or exact.", rich_help_panel=LIMITS
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", help="NAME=VALUE of the system's own, see `sim systems NAME`.", rich_help_panel=LIMITS),
+        typer.Option(
+            "--option",
+            "-o",
+            help="NAME=VALUE of the system's own, see `sim systems NAME`.",
+            rich_help_panel=LIMITS,
+        ),
     ] = None,
     request_rate: Annotated[
-        float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.", rich_help_panel=TRAFFIC)
+        float | None,
+        typer.Option(help="Rescale arrivals to this mean rate, requests/s.", rich_help_panel=TRAFFIC),
     ] = None,
-    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most.", rich_help_panel=TRAFFIC)] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="Only the first so many requests.", rich_help_panel=TRAFFIC)] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests in flight at most.", rich_help_panel=TRAFFIC)
+    ] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Only the first so many requests.", rich_help_panel=TRAFFIC)
+    ] = None,
     trace_format: Annotated[
-        str | None, typer.Option("--format", help="Format of the trace, where it is ambiguous.", rich_help_panel=TRAFFIC)
+        str | None,
+        typer.Option("--format", help="Format of the trace, where it is ambiguous.", rich_help_panel=TRAFFIC),
     ] = None,
-    time_unit: Annotated[str | None, typer.Option(help="s, ms or us, where ambiguous.", rich_help_panel=TRAFFIC)] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(help="s, ms or us, where ambiguous.", rich_help_panel=TRAFFIC)
+    ] = None,
     spread: Annotated[
-        str, typer.Option(help="uniform spreads arrivals within a quantised clock's tick.", rich_help_panel=TRAFFIC)
+        str,
+        typer.Option(
+            help="uniform spreads arrivals within a quantised clock's tick.", rich_help_panel=TRAFFIC
+        ),
     ] = "none",
     trace_block_size: Annotated[
-        int | None, typer.Option(help="Tokens per hash id of the trace, where ambiguous.", rich_help_panel=TRAFFIC)
+        int | None,
+        typer.Option(help="Tokens per hash id of the trace, where ambiguous.", rich_help_panel=TRAFFIC),
     ] = None,
     zero_output: Annotated[
         str | None, typer.Option(help="drop or keep requests without output.", rich_help_panel=TRAFFIC)
@@ -81,15 +125,23 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=TRAFFIC)] = 0,
     goodput: Annotated[
-        list[str] | None, typer.Option(help="Objective in ms, e.g. ttft:2000; may be repeated.", rich_help_panel=OUTPUT)
+        list[str] | None,
+        typer.Option(help="Objective in ms, e.g. ttft:2000; may be repeated.", rich_help_panel=OUTPUT),
     ] = None,
-    percentile_metrics: Annotated[str, typer.Option(help="Latencies to print.", rich_help_panel=OUTPUT)] = "ttft,tpot,itl",
-    metric_percentiles: Annotated[str, typer.Option(help="Percentiles to print.", rich_help_panel=OUTPUT)] = "99",
+    percentile_metrics: Annotated[
+        str, typer.Option(help="Latencies to print.", rich_help_panel=OUTPUT)
+    ] = "ttft,tpot,itl",
+    metric_percentiles: Annotated[
+        str, typer.Option(help="Percentiles to print.", rich_help_panel=OUTPUT)
+    ] = "99",
     out: Annotated[Path | None, typer.Option(help="Write a run directory.", rich_help_panel=OUTPUT)] = None,
     save_detailed: Annotated[
-        bool, typer.Option("--save-detailed", help="Per-request arrays in summary.json.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--save-detailed", help="Per-request arrays in summary.json.", rich_help_panel=OUTPUT),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.", rich_help_panel=OUTPUT)] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the table.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
@@ -105,7 +157,11 @@ def run(
     if not quiet:
         _print_header(resolved, requests)
     result = _with_progress(simulate, quiet)(
-        requests, resolved, seed=seed, goodput=objectives, percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles})
+        requests,
+        resolved,
+        seed=seed,
+        goodput=objectives,
+        percentiles=sorted({50.0, 90.0, 95.0, 99.0, *percentiles}),
     )
     _refuse_if_nothing_fits(result)
     if out is not None:
@@ -215,7 +271,9 @@ def _numbers(name: str, text: str) -> list[float]:
 
 def _print_header(resolved: Any, trace: Trace) -> None:
     typer.echo(resolved.title)
-    typer.echo(f"  trace: {len(trace)} requests over {trace.duration:.1f} s, {trace.request_rate:.4g} requests/s")
+    typer.echo(
+        f"  trace: {len(trace)} requests over {trace.duration:.1f} s, {trace.request_rate:.4g} requests/s"
+    )
     for line in resolved.provenance:
         typer.echo(f"  {line}")
     typer.echo(f"  defaults: {'; '.join(resolved.chosen) or 'none'}")

@@ -11,7 +11,9 @@ __all__ = ["systems"]
 
 
 def systems(
-    name: Annotated[str | None, typer.Argument(help="Show one system with its options.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show one system with its options.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the serving systems, with the release each models and how well it is known."""

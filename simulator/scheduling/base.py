@@ -41,9 +41,10 @@ class Wait:
 class Batch:
     """One iteration: which sequences compute how many tokens.
 
-    ``num_decodes`` sequences compute one token each (``width`` with speculation) and attend to ``decode_context``
-    tokens of KV in sum, the new ones included; ``prefills`` are ``(request, chunk, context)``: *chunk* new tokens after
-    *context* computed ones. ``joining`` are the requests whose last chunk this is: they get a token from it.
+    ``num_decodes`` sequences compute one token each (``width`` with speculation) and attend to
+    ``decode_context`` tokens of KV in sum, the new ones included; ``prefills`` are ``(request, chunk,
+    context)``: *chunk* new tokens after *context* computed ones. ``joining`` are the requests whose last
+    chunk this is: they get a token from it.
     """
 
     __slots__ = (
@@ -108,7 +109,9 @@ class Batch:
     def rows(self) -> Iterator[tuple[Request, int]]:
         """Every scheduled request with its number of new tokens. Needs ``explicit`` scheduling."""
         if self.decodes is None and self.num_decodes:
-            raise ConfigurationError("a batch that was scheduled without `explicit` does not list its decodes")
+            raise ConfigurationError(
+                "a batch that was scheduled without `explicit` does not list its decodes"
+            )
         for request in self.decodes or ():
             yield request, self.width
         for request, chunk, _ in self.prefills:
@@ -193,7 +196,7 @@ class Scheduler(ABC):
         return 0
 
     def waste(self) -> tuple[float, float, float, float]:
-        """KV space that holds no token, in tokens: reserved for later, internal, external; and tokens saved by sharing."""
+        """KV space without a token, in tokens: reserved for later, internal, external; and what sharing saves."""
         return 0.0, 0.0, 0.0, 0.0
 
     def levels(self) -> tuple[float, float, float, float, float, float, float]:

@@ -5,13 +5,14 @@ request takes and returns are *runs* of neighbouring blocks that share one histo
 freed together. So the unit here is the `Span`, an interval of blocks of one content, and it is
 split only when a partial match or an eviction demands it. Decisions are those of the block-by-block manager.
 
-Content is a tree. A node is one content id attached at a token position under a parent; block *j* belongs to
-the node that owns its last token, ``(j + 1) * block_size - 1``. Two prompts meet in a node exactly when all their tokens up
-to there agree, which is what vLLM's chain of block hashes says (vllm/v1/core/kv_cache_utils.py, 0.33).
+Content is a tree. A node is one content id attached at a token position under a parent; block *j* belongs
+to the node that owns its last token, ``(j + 1) * block_size - 1``. Two prompts meet in a node exactly when
+all their tokens up to there agree, which is what vLLM's chain of block hashes says
+(vllm/v1/core/kv_cache_utils.py, 0.33).
 
 Freed blocks that carry cached content wait in least-recently-used order and stay matchable until taken;
-blocks of one request are freed from the tail, so the deepest goes first. Blocks without content go to the front of the
-queue (vLLM 0.33) or, with ``unhashed_first=False``, in line with the others (vLLM 0.11).
+blocks of one request are freed from the tail, so the deepest goes first. Blocks without content go to the
+front of the queue (vLLM 0.33) or, with ``unhashed_first=False``, in line with the others (vLLM 0.11).
 """
 
 from __future__ import annotations
@@ -315,11 +316,17 @@ class BlockManager:
     def retire(self, request: Request, tokens: int, *, for_good: bool) -> None:
         """*request* gives all its blocks back, having computed *tokens* tokens.
 
-        The same as `register` and `free`; but nobody can match what only a request that has ended *for_good* could
-        name, so that its own run needs a place in the queue and none in the tree.
+        The same as `register` and `free`; but nobody can match what only a request that has ended
+        *for_good* could name, so that its own run needs a place in the queue and none in the tree.
         """
         own = tokens // self.block_size - request.registered
-        if own > 0 and for_good and self.prefix_caching and request.output_id is None and self._free_ids is None:
+        if (
+            own > 0
+            and for_good
+            and self.prefix_caching
+            and request.output_id is None
+            and self._free_ids is None
+        ):
             named = 0
             for _, length in request.content:
                 named += length

@@ -1,10 +1,10 @@
 """Contiguous KV memory: every sequence gets one piece, large enough for all it may ever hold.
 
-Before paging, keys and values of a sequence had to lie side by side, so a system reserved the longest answer at the
-start. A buddy allocator (Knuth, TAOCP vol. 1, 2.5) hands out pieces of power-of-two size and joins freed neighbours: it is
-what vLLM's paper gives its Orca baselines (arXiv 2309.06180, section 6.1). Three kinds of waste follow: space
-*reserved* for tokens that are not there yet, *internal* space by which a piece is larger than asked for, and *external*
-space, free but in pieces too small for the one who waits.
+Before paging, keys and values of a sequence had to lie side by side, so a system reserved the longest
+answer at the start. A buddy allocator (Knuth, TAOCP vol. 1, 2.5) hands out pieces of power-of-two size and
+joins freed neighbours: it is what vLLM's paper gives its Orca baselines (arXiv 2309.06180, section 6.1).
+Three kinds of waste follow: space *reserved* for tokens that are not there yet, *internal* space by which a
+piece is larger than asked for, and *external* space, free but in pieces too small for the one who waits.
 """
 
 from __future__ import annotations

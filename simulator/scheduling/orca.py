@@ -1,12 +1,12 @@
 """Orca: iteration-level scheduling over reserved memory.
 
-Orca (Yu et al., OSDI 2022, algorithm 1) was the first to let requests join and leave a batch between iterations. A
-request enters when the batch has room and memory for its whole possible length is free, in the order of arrival; one
-that does not fit holds up all younger ones. A prompt runs in one piece, in the same iteration as everybody's next
-token. Nothing is ever preempted, nothing shared.
+Orca (Yu et al., OSDI 2022, algorithm 1) was the first to let requests join and leave a batch between
+iterations. A request enters when the batch has room and memory for its whole possible length is free, in
+the order of arrival; one that does not fit holds up all younger ones. A prompt runs in one piece, in the
+same iteration as everybody's next token. Nothing is ever preempted, nothing shared.
 
-How much is reserved makes the three variants of vLLM's paper (arXiv 2309.06180, section 6.1): the model's whole context
-(*max*), the next power of two above the output (*pow2*), or the true output (*oracle*).
+How much is reserved makes the three variants of vLLM's paper (arXiv 2309.06180, section 6.1): the model's
+whole context (*max*), the next power of two above the output (*pow2*), or the true output (*oracle*).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Orca(Scheduler):
     def add(self, request: Request, now: float) -> None:
         room = self.max_model_len - request.prompt_length
         if room < 1:
-            raise CapacityError(f"the prompt leaves no room for output within max_model_len {self.max_model_len}")
+            raise CapacityError(
+                f"the prompt leaves no room for output within max_model_len {self.max_model_len}"
+            )
         request.max_tokens = min(request.max_tokens, room)
         if not self.memory.fits_ever(self._reserve(request)):
             raise CapacityError(
@@ -75,7 +77,11 @@ class Orca(Scheduler):
             decoding.advance()
             batch.num_decodes = decoding.count
             batch.decode_context = decoding.computed
-        while self.waiting and len(self.running) < self.max_num_seqs and self.memory.fits(self._reserve(self.waiting[0])):
+        while (
+            self.waiting
+            and len(self.running) < self.max_num_seqs
+            and self.memory.fits(self._reserve(self.waiting[0]))
+        ):
             self._start(batch, self.waiting.popleft())
         if not batch.num_decodes and not batch.prefills:
             return None
@@ -130,7 +136,9 @@ class Orca(Scheduler):
     def waste(self) -> tuple[float, float, float, float]:
         memory = self.memory
         reserved = memory.reserved - self.decoding.computed
-        external = memory.capacity - memory.used if self.waiting and len(self.running) < self.max_num_seqs else 0
+        external = (
+            memory.capacity - memory.used if self.waiting and len(self.running) < self.max_num_seqs else 0
+        )
         return reserved, memory.used - memory.reserved, external, 0.0
 
 

@@ -1,10 +1,11 @@
 """vLLM's V1 scheduler: one token budget, running requests first, prefill in chunks.
 
-There is no prefill phase and no decode phase. A request has tokens and computed tokens, and every step hands
-out a budget of ``max_num_batched_tokens`` to make up the difference: first to the running requests in the order of
-their admission, then to waiting ones while the budget, ``max_num_seqs`` and free blocks last. Where a running request finds no
-block, the last of the running ones (or the least urgent, with ``policy="priority"``) loses all its blocks and
-starts over from the front of the queue; in that step nobody is admitted.
+There is no prefill phase and no decode phase. A request has tokens and computed tokens, and every step
+hands out a budget of ``max_num_batched_tokens`` to make up the difference: first to the running requests in
+the order of their admission, then to waiting ones while the budget, ``max_num_seqs`` and free blocks last.
+Where a running request finds no block, the last of the running ones (or the least urgent, with
+``policy="priority"``) loses all its blocks and starts over from the front of the queue; in that step nobody
+is admitted.
 
 Read in vLLM 0.33.0 (v1/core/sched/scheduler.py, kv_cache_manager.py, block_pool.py) and 0.11.2; recorded
 decisions of 0.33.0 are reproduced step by step. `V1Rules` holds what changed in between.
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from simulator.errors import CapacityError, ConfigurationError
-from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.base import Batch, Scheduler
 from simulator.scheduling.blocks import BlockManager, Hit
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
@@ -30,11 +31,13 @@ __all__ = ["SYSTEMS", "V1Rules", "VllmV1"]
 class V1Rules:
     """What differs between releases of V1.
 
-    *reserve_full_prompt*: admission asks for free blocks for everything known of the request, though it takes only
-    the chunk's (0.33, ``scheduler_reserve_full_isl``); *unhashed_first*: freed blocks without content go to the front of the
-    free queue (0.33); *threshold_spares_lone*: ``long_prefill_token_threshold`` leaves a request that is alone whole (0.33);
-    *self_preemption_stops*: a request that preempts itself under ``priority`` ends the scan of the running list (0.11);
-    *skip_unchunked*: without chunked prefill a prompt above the budget is passed over, not waited for (0.11).
+    *reserve_full_prompt*: admission asks for free blocks for everything known of the request, though it
+    takes only the chunk's (0.33, ``scheduler_reserve_full_isl``); *unhashed_first*: freed blocks without
+    content go to the front of the free queue (0.33); *threshold_spares_lone*:
+    ``long_prefill_token_threshold`` leaves a request that is alone whole (0.33); *self_preemption_stops*: a
+    request that preempts itself under ``priority`` ends the scan of the running list (0.11);
+    *skip_unchunked*: without chunked prefill a prompt above the budget is passed over, not waited for
+    (0.11).
     """
 
     reserve_full_prompt: bool = True
@@ -59,9 +62,10 @@ V1_RULES = {
 class VllmV1(Scheduler):
     """The V1 policy over its block manager.
 
-    *max_num_batched_tokens* tokens a step for at most *max_num_seqs* running requests, *num_gpu_blocks* usable
-    blocks of *block_size* tokens, sequences up to *max_model_len* tokens. *watermark* is the fraction of blocks kept
-    free when a request is admitted beside others. With *async_scheduling* a step is decided while the last one runs.
+    *max_num_batched_tokens* tokens a step for at most *max_num_seqs* running requests, *num_gpu_blocks*
+    usable blocks of *block_size* tokens, sequences up to *max_model_len* tokens. *watermark* is the
+    fraction of blocks kept free when a request is admitted beside others. With *async_scheduling* a step is
+    decided while the last one runs.
     """
 
     quiet = True
@@ -104,10 +108,14 @@ class VllmV1(Scheduler):
         )
         self.max_model_len = min(max_model_len, num_gpu_blocks * block_size)
         # A prompt that may not be cut must fit one step: vLLM's default budget is then the longest sequence.
-        self.max_num_batched_tokens = max(max_num_batched_tokens, 0 if enable_chunked_prefill else self.max_model_len)
+        self.max_num_batched_tokens = max(
+            max_num_batched_tokens, 0 if enable_chunked_prefill else self.max_model_len
+        )
         self.watermark_blocks = int(watermark * num_gpu_blocks)
         self.waiting: deque[Request] = deque()
-        self._queue: list[tuple[int, float, str, Request]] = []  # waiting requests by urgency, under `priority`
+        self._queue: list[
+            tuple[int, float, str, Request]
+        ] = []  # waiting requests by urgency, under `priority`
         self._line: Sized = self._queue if self.by_priority else self.waiting
         self._prefilling: dict[Request, None] = {}
         self._last_decoder = -1  # highest admission order that ever joined the decoding set
@@ -119,7 +127,9 @@ class VllmV1(Scheduler):
     def add(self, request: Request, now: float) -> None:
         room = self.max_model_len - request.prompt_length
         if room < 1:
-            raise CapacityError(f"the prompt leaves no room for output within max_model_len {self.max_model_len}")
+            raise CapacityError(
+                f"the prompt leaves no room for output within max_model_len {self.max_model_len}"
+            )
         request.max_tokens = min(request.max_tokens, room)
         self._enqueue(request)
 
@@ -137,7 +147,7 @@ class VllmV1(Scheduler):
 
     # one step
 
-    def schedule(self, now: float) -> Batch | Wait | None:
+    def schedule(self, now: float) -> Batch | None:
         if not self.running and not self._line:
             return None
         batch = Batch()

@@ -2,7 +2,7 @@
 
 A kernel cuts the output into tiles and deals them to the SMs; the last *wave* may be nearly empty (112
 tiles on 108 SMs take two). Libraries pick among tile sizes, large ones being more efficient when they fill
-the device. The law takes the best of six sizes, softly, with a fitted efficiency each, and lets a fitted
+the device. The law takes the best of seven sizes, softly, with a fitted efficiency each, and lets a fitted
 part *wave* of the quantisation through (stream-K and split-K kernels escape some of it).
 """
 
@@ -23,6 +23,7 @@ TILES = (
     (128, 64, "ec_64"),
     (64, 128, "ec_64"),
     (64, 64, "ec_32"),
+    (16, 128, "ec_32"),  # decode: the product is transposed, so that few tokens fill the narrow side
 )
 """Rows, columns and the coefficient that holds the efficiency (named after the smaller half of the area)."""
 

@@ -91,7 +91,7 @@ def run_small(make_small: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def random_trace() -> Callable[..., Trace]:
-    """``random_trace(rng, n, …)``: lengths that sometimes do not fit, bursts, shared prefixes, limits above the truth."""
+    """``random_trace(rng, n, …)``: lengths that may not fit, bursts, shared prefixes, limits above the truth."""
 
     def make(rng: np.random.Generator, n: int, *, load: float = 1.0, shared: bool = True) -> Trace:
         prompt = rng.integers(1, 90, n)
@@ -103,7 +103,9 @@ def random_trace() -> Callable[..., Trace]:
             tokens = np.where(group >= 0, np.minimum(rng.integers(1, 60, n), prompt), 0)
             kept = tokens > 0
             offsets = np.concatenate(([0], np.cumsum(kept)))
-            content = Runs(offsets.astype(np.int64), group[kept].astype(np.int64), tokens[kept].astype(np.int64))
+            content = Runs(
+                offsets.astype(np.int64), group[kept].astype(np.int64), tokens[kept].astype(np.int64)
+            )
         return Trace.from_columns(
             np.cumsum(gaps),
             prompt,

@@ -17,7 +17,6 @@ from simulator.scheduling import Request, Wait
 from simulator.scheduling.system import System, list_systems
 
 
-
 def variants() -> list[System]:
     """Every system as it is, and with each of its great switches turned."""
     found = []
@@ -47,7 +46,10 @@ SWITCHES = (
 )
 systems = pytest.mark.parametrize("system", variants(), ids=lambda system: system.name)
 relaxed = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 seeds = st.integers(0, 10_000)
 
@@ -92,7 +94,13 @@ def some_requests(rng: np.random.Generator, n: int) -> tuple[list[Request], dict
         prompt, output = int(rng.integers(1, 80)), int(rng.integers(1, 40))
         content = ((int(rng.integers(3)), int(rng.integers(1, prompt + 1))),) if rng.random() < 0.6 else ()
         request = Request(
-            f"r{i}", prompt, output, index=i, arrival_time=float(i), priority=int(rng.integers(3)), content=content
+            f"r{i}",
+            prompt,
+            output,
+            index=i,
+            arrival_time=float(i),
+            priority=int(rng.integers(3)),
+            content=content,
         )
         requests.append(request)
         lengths[request] = output

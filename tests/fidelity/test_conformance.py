@@ -18,7 +18,9 @@ CASES = sorted(RECORDED.glob("*.json.gz")) if RECORDED.is_dir() else []
 RECORDED_PREFIXES = [p for p in sorted(REPLAYS) if any(c.name.startswith(p) for c in CASES)] or ["none"]
 
 
-@pytest.mark.skipif(not CASES, reason="recorded decisions of real schedulers are not at ../shared/data/conformance")
+@pytest.mark.skipif(
+    not CASES, reason="recorded decisions of real schedulers are not at ../shared/data/conformance"
+)
 @pytest.mark.parametrize("prefix", RECORDED_PREFIXES)
 def test_recorded_decisions_are_reproduced(prefix: str) -> None:
     verdicts = [check(load_case(path)) for path in CASES if path.name.startswith(prefix)]
@@ -32,7 +34,13 @@ def one_step_case(**changes: Any) -> dict[str, Any]:
         {"step": 1, "scheduled": {"a": 4}, "new_cached": {}, "preempted": [], "finished": []},
         {"step": 2, "scheduled": {"a": 1}, "new_cached": {}, "preempted": [], "finished": ["a"]},
     ]
-    config = {"num_blocks": 11, "block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 16, "max_model_len": 40}
+    config = {
+        "num_blocks": 11,
+        "block_size": 4,
+        "max_num_seqs": 2,
+        "max_num_batched_tokens": 16,
+        "max_model_len": 40,
+    }
     request = {"id": "a", "arrival_step": 0, "arrival_time": 0.0, "prompt_len": 20, "output_len": 2}
     return {
         "source": "vllm-0.33.0",

@@ -64,7 +64,9 @@ def step(device: str, model: str) -> StepTime:
     if (device, model) not in _steps:
         profile = load_profile(device)
         traits = load_traits("vllm", host=profile.host)
-        _steps[device, model] = StepTime(load_model(model), LawSet.from_profile(profile), Parallelism(), traits)
+        _steps[device, model] = StepTime(
+            load_model(model), LawSet.from_profile(profile), Parallelism(), traits
+        )
     return _steps[device, model]
 
 
@@ -74,7 +76,11 @@ def test_a_device_twice_as_fast_in_every_respect_halves_every_step(batch: Any) -
     one = step("h100-sxm-80gb", "llama-3.1-8b")
     traits = dataclasses.replace(
         one.traits,
-        **{f.name: getattr(one.traits, f.name) / 2 for f in dataclasses.fields(one.traits) if f.name.endswith("_s")},
+        **{
+            f.name: getattr(one.traits, f.name) / 2
+            for f in dataclasses.fields(one.traits)
+            if f.name.endswith("_s")
+        },
     )
     two = StepTime(one.model, TwiceAsFast(one.laws), one.parallelism, traits, one.precision)  # type: ignore[arg-type]
     decodes, context, prefills = batch
@@ -107,7 +113,8 @@ def test_a_prompt_cached_in_full_costs_at_most_one_block() -> None:
 def test_scarce_blocks_preempt_and_plenty_do_not() -> None:
     trace = traffic(30.0)
     scarce, plenty = (
-        simulate(trace, Deployment(num_gpu_blocks=blocks, max_model_len=2400)).summary for blocks in (400, 25_000)
+        simulate(trace, Deployment(num_gpu_blocks=blocks, max_model_len=2400)).summary
+        for blocks in (400, 25_000)
     )
     assert scarce["preemptions"] > 0 == plenty["preemptions"]
     assert scarce["mean_ttft_ms"] > plenty["mean_ttft_ms"]

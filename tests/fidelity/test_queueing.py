@@ -1,9 +1,9 @@
 """Where a configuration reduces to a textbook queue, the simulated waiting times are the textbook's.
 
-A step that always lasts `STEP` seconds turns an answer of *k* tokens into a service of ``k · STEP``: the prompt's step gives
-the first token, every other step one more. What the policy allows to run together makes the number of servers.
-Confidence intervals are of batch means (20 batches, Student's t); Little's law and the formulas: Kleinrock, Queueing
-Systems I, and Gross & Harris, Fundamentals of Queueing Theory.
+A step that always lasts `STEP` seconds turns an answer of *k* tokens into a service of ``k · STEP``: the
+prompt's step gives the first token, every other step one more. What the policy allows to run together makes
+the number of servers. Confidence intervals are of batch means (20 batches, Student's t); Little's law and
+the formulas: Kleinrock, Queueing Systems I, and Gross & Harris, Fundamentals of Queueing Theory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def erlang_c(servers: int, load: float) -> float:
 def test_one_sequence_at_a_time_is_m_m_1(load: float) -> None:
     waiting, _ = times(traffic(load, 1, 12_000, 1), 1, ConstantStep())
     rate = load / MEAN_SERVICE
-    agrees(waiting, rate * second_moment() / (2 * (1 - load)))  # Pollaczek–Khinchine, exact for geometric services
+    agrees(
+        waiting, rate * second_moment() / (2 * (1 - load))
+    )  # Pollaczek–Khinchine, exact for geometric services
     agrees(waiting, load * MEAN_SERVICE / (1 - load), slack=0.02 * MEAN_SERVICE)  # its limit, M/M/1
 
 

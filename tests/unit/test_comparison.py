@@ -13,7 +13,9 @@ from simulator.errors import ConfigurationError
 
 def traffic(rate: float, n: int = 150) -> Trace:
     rng = np.random.default_rng(5)
-    return Trace.from_columns(np.cumsum(rng.exponential(1 / rate, n)), rng.integers(50, 900, n), rng.integers(2, 200, n))
+    return Trace.from_columns(
+        np.cumsum(rng.exponential(1 / rate, n)), rng.integers(50, 900, n), rng.integers(2, 200, n)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 FENCE = re.compile(r"^```(console|python)\n(.*?)^```", re.S | re.M)
-NEEDS_MORE = ("sim dashboard", "sim serve", "sim calibrate run", "sim calibrate validate", "sim calibrate observe")
+NEEDS_MORE = (
+    "sim dashboard",
+    "sim serve",
+    "sim calibrate run",
+    "sim calibrate validate",
+    "sim calibrate observe",
+)
 """Commands that stay up, or take the machine for minutes: their own tests run them."""
 
 
@@ -40,7 +46,9 @@ def check(line: str, expected: list[str], output: str) -> None:
     got = "\n".join(text.rstrip() for text in output.splitlines())
     checker = doctest.OutputChecker()
     pattern = f"...\n{want}\n...\n"
-    assert checker.check_output(pattern, f"\n{got}\n\n", doctest.ELLIPSIS), f"{line}\nprinted\n{got}\nnot\n{want}"
+    assert checker.check_output(pattern, f"\n{got}\n\n", doctest.ELLIPSIS), (
+        f"{line}\nprinted\n{got}\nnot\n{want}"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +80,7 @@ def test_buddies_never_overlap_and_join_again(steps: list[tuple[int, int]], capa
         if drop < len(held):
             memory.free(held.pop(drop))
         pieces = sorted((start, start + size) for start, size, _ in memory._held.values())
-        assert all(a_end <= b for (_, a_end), (b, _) in zip(pieces, pieces[1:], strict=False))
+        assert all(a_end <= b for (_, a_end), (b, _) in itertools.pairwise(pieces))
         assert memory.used <= memory.capacity
     for request in held:
         memory.free(request)
