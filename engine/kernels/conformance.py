@@ -86,7 +86,9 @@ def check_kv_write(kernels: Kernels, dtype: torch.dtype) -> None:
     k, v = (strided((5, 2, 64), dtype, kernels.device, seed) for seed in (3, 4))
     caches = [torch.full((4, 16, 2, 64), torch.nan, dtype=dtype, device=kernels.device) for _ in range(2)]
     slots = [17, -1, 63, 0, -1]
-    kernels.kv_write(k, v, caches[0], caches[1], torch.tensor(slots, device=kernels.device))
+    kernels.kv_write(
+        k, v, caches[0], caches[1], torch.tensor([slots, slots], device=kernels.device).t().contiguous()[:, 0]
+    )
     for cache, tokens in zip(caches, (k, v), strict=True):
         flat = cache.flatten(0, 1)
         for token, slot in enumerate(slots):
@@ -97,7 +99,7 @@ def check_kv_write(kernels: Kernels, dtype: torch.dtype) -> None:
 def check_copy_blocks(kernels: Kernels, dtype: torch.dtype) -> None:
     caches = [strided((6, 16, 2, 64), dtype, kernels.device, seed).contiguous() for seed in (5, 6)]
     before = [cache.clone() for cache in caches]
-    source, target = (torch.tensor(ids, device=kernels.device) for ids in ([4, 0], [1, 5]))
+    source, target = torch.tensor([(4, 1), (0, 5)], device=kernels.device).unbind(1)
     kernels.copy_blocks(caches[0], caches[1], source, target)
     for cache, old in zip(caches, before, strict=True):
         assert torch.equal(cache, old[[0, 4, 2, 3, 4, 0]]), "blocks 1 and 5 become 4 and 0, others stay"

@@ -111,7 +111,7 @@ class CudaKernels(TorchKernels):
         max_query: int | None = None,
         sliding_window: int = 0,
     ) -> None:
-        check_attention(out, q, k_cache, block_table, context_lens)
+        check_attention(out, q, k_cache, block_table, context_lens, query_start)
         tokens, heads, dim = q.shape
         _, block_size, kv_heads, _ = k_cache.shape
         most = max_query or tokens
@@ -139,14 +139,16 @@ class CudaKernels(TorchKernels):
     def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         check_rows(k, v)
         size = k.element_size()
+        slots = as_type(slot_mapping, torch.int64)
         self._launch(
-            "kv_write", k, v, k_cache, v_cache, slot_mapping, k.shape[0],
+            "kv_write", k, v, k_cache, v_cache, slots, k.shape[0],
             k[0].numel() * size if k.shape[0] else 0, k.stride(0) * size, v.stride(0) * size,
         )  # fmt: skip
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, src: Tensor, dst: Tensor) -> None:
+        source, target = as_type(src, torch.int64), as_type(dst, torch.int64)
         self._launch(
-            "copy_blocks", k_cache, v_cache, src, dst, src.shape[0],
+            "copy_blocks", k_cache, v_cache, source, target, src.shape[0],
             k_cache.stride(0) * k_cache.element_size(),
         )  # fmt: skip
 
@@ -217,8 +219,11 @@ class CudaKernels(TorchKernels):
 
     def rope(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
         check_rows(q, k)
+        if cos_sin_cache.dtype != torch.float32:
+            raise ConfigurationError(f"cos_sin_cache {cos_sin_cache.dtype}: must be float32")
+        places = as_type(positions, torch.int64)
         self._launch(
-            "rope", q, k, positions, cos_sin_cache, DTYPE_CODES[q.dtype], q.shape[0], q.shape[1],
+            "rope", q, k, places, cos_sin_cache, DTYPE_CODES[q.dtype], q.shape[0], q.shape[1],
             k.shape[1], q.shape[2], cos_sin_cache.shape[1], q.stride(0), k.stride(0),
         )  # fmt: skip
 

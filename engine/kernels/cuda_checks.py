@@ -14,9 +14,7 @@ MAX_GROUP = 16
 TENSOR_CORE_DTYPES = (torch.bfloat16, torch.float16)
 
 
-def check_attention(
-    out: Tensor, q: Tensor, k_cache: Tensor, block_table: Tensor, context_lens: Tensor
-) -> None:
+def check_attention(out: Tensor, q: Tensor, k_cache: Tensor, block_table: Tensor, *lengths: Tensor) -> None:
     """Raise where the CUDA attention kernels have no instance for these shapes, or would misread a tensor."""
     heads, dim = q.shape[-2:]
     group = heads // k_cache.shape[2]
@@ -26,10 +24,9 @@ def check_attention(
         raise ConfigurationError(f"{group} query heads per KV head: the CUDA kernels take up to {MAX_GROUP}")
     if q.dtype not in TENSOR_CORE_DTYPES or k_cache.dtype != q.dtype:
         raise ConfigurationError(f"q {q.dtype}, cache {k_cache.dtype}: must both be bfloat16 or both float16")
-    if block_table.dtype != torch.int32 or context_lens.dtype != torch.int32:
-        raise ConfigurationError(
-            f"block table {block_table.dtype}, lengths {context_lens.dtype}: must be int32"
-        )
+    for name, t in (("block table", block_table), *(("lengths", one) for one in lengths)):
+        if t.dtype != torch.int32 or t.stride(-1) != 1:
+            raise ConfigurationError(f"{name} {t.dtype}, stride {t.stride(-1)}: must be int32, in a row")
     if q.stride(1) != dim or not (out.is_contiguous() and k_cache.is_contiguous()):
         raise ConfigurationError("attention: a token's heads, the result and the cache must be contiguous")
 

@@ -109,10 +109,10 @@ class TritonKernels(TorchKernels):
             )
 
     def kv_write(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-        triton_cache.launch_kv_write(k, v, k_cache, v_cache, slot_mapping)
+        triton_cache.launch_kv_write(k, v, k_cache, v_cache, slot_mapping.contiguous())
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, src: Tensor, dst: Tensor) -> None:
-        triton_cache.launch_copy_blocks(k_cache, v_cache, src, dst)
+        triton_cache.launch_copy_blocks(k_cache, v_cache, src.contiguous(), dst.contiguous())
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return triton_elementwise.rms_norm(x, weight, eps)
@@ -121,7 +121,7 @@ class TritonKernels(TorchKernels):
         return triton_elementwise.add_rms_norm(x, residual, weight, eps)
 
     def rope(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
-        triton_elementwise.rope(q, k, positions, cos_sin_cache)
+        triton_elementwise.rope(q, k, positions.contiguous(), cos_sin_cache)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return triton_elementwise.silu_mul(gate_up)

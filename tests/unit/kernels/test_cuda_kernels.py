@@ -90,7 +90,7 @@ def decode(kernels, dim=64, heads=2, kv_heads=2, dtype=torch.float16, index=torc
         ({"dim": 80}, "head_dim 80: the CUDA kernels have 64, 96, 128, 256"),
         ({"heads": 34}, "17 query heads per KV head: the CUDA kernels take up to 16"),
         ({"dtype": torch.float32}, "must both be bfloat16 or both float16"),
-        ({"index": torch.int64}, r"block table torch.int64, lengths torch.int64: must be int32"),
+        ({"index": torch.int64}, r"block table torch.int64, stride 1: must be int32"),
     ],
 )
 def test_what_the_kernels_would_misread_is_refused(emulated, changed, message):

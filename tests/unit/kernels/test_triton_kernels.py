@@ -41,7 +41,10 @@ def last_line_of(arguments: list[str], **environment: str) -> dict:
 def outcomes():
     """fp16: the interpreter multiplies bf16 tiles as the integers that hold them."""
     command = ["-m", "engine.kernels.conformance", "--backend=triton", "--device=cpu", "--dtype=float16"]
-    return last_line_of(command, TRITON_INTERPRET="1")
+    found = last_line_of(command, TRITON_INTERPRET="1")
+    if any("only 0-dimensional arrays" in cause for cause in found.values()):
+        pytest.skip("this Triton's interpreter does not work with this numpy (seen: 3.6 with 2.4)")
+    return found
 
 
 @pytest.mark.parametrize("name", [name for name, _ in checks()])
