@@ -27,6 +27,11 @@ def test_a_last_wave_that_is_almost_empty_is_evened_out():
     assert choose_splits(265, 1, 16_384, SLOTS) > 1
 
 
+def test_one_long_sequence_among_short_ones_is_shared_out():
+    """64 sequences of up to 16k tokens: whole, the longest would outlast the average of a skewed batch."""
+    assert choose_splits(64, 8, 16_384, SLOTS) >= 4
+
+
 def test_short_contexts_are_not_cut():
     assert choose_splits(1, 1, MIN_CHUNK, SLOTS) == 1
 
