@@ -3,71 +3,36 @@
 The policy is the very object that the simulator drives: it decides each iteration, and this executor
 computes it. Up to ``scheduler.depth`` decisions are in flight: with 2 the next iteration is decided while
 the device is still at the last one. What only an executor can know, the tokens and so the ends, goes back
-to the policy with ``commit``. Nothing here knows any policy by name.
-
-A policy that forks sequences itself (``scheduler.forks``) gets one request for all samples of a prompt;
-its children turn up in ``joining`` beside their parent and draw their first token from the same logits.
-Other policies get a request for each sample.
+to the policy with ``commit``. Nothing here knows any policy by name. Children that a policy forks draw their first
+token from the same logits as their parent.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from engine.batch import Row, pack
 from engine.content import extend_content
+from engine.intake import Intake
 from engine.pages import Moves, Pages
-from engine.params import SamplingParams
+from engine.plan import Forward, Plan, Target
 from engine.runner import ModelRunner
 from engine.sampling import Sampler, logprobs
-from engine.sequence import Sequence, Times, TokenLogprobs, make_detokenizer
+from engine.sequence import Sequence, TokenLogprobs
 from engine.stats import Stats
 from engine.tokenizer import Tokenizer
-from simulator.errors import CapacityError, ConfigurationError
+from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
-from simulator.scheduling.request import SWAPPED, Request
+from simulator.scheduling.request import SWAPPED
 
 __all__ = ["Executor"]
 
 
-@dataclass
-class Target:
-    """Whose logits a row gives: *sequences* draw a token after *stop* tokens (several where they fork
-    here).
-    """
-
-    sequences: list[Sequence]
-    stop: int
-
-
-@dataclass
-class Forward:
-    """One forward pass: its rows and, for those that are sampled, the target."""
-
-    rows: list[Row] = field(default_factory=list)
-    targets: list[Target | None] = field(default_factory=list)
-    sampled: list[tuple[Sequence, int]] = field(default_factory=list)
-    """Who gets a token, in the order of `tokens`, and how many it has so far."""
-    logits: Tensor | None = None
-    tokens: Tensor | None = None
-
-
-@dataclass
-class Plan:
-    """A decided iteration; *children* are the sequences that fork off in it, by parent."""
-
-    batch: Batch
-    children: dict[Sequence, list[Sequence]] = field(default_factory=dict)
-    forwards: list[Forward] = field(default_factory=list)
-
-
-class Executor:
+class Executor(Intake):
     """One model behind one scheduler. `add` requests, `step` until `has_work` is false.
 
     *seed* names the random streams of requests that bring no seed of their own; *eos* are the model's
@@ -89,104 +54,25 @@ class Executor:
             raise ConfigurationError(
                 f"depth {scheduler.depth}: the engine has at most 2 iterations in flight"
             )
-        self.runner, self.scheduler, self.pages = runner, scheduler, pages
-        self.tokenizer, self.eos = tokenizer, eos
-        self.seed, self.clock = seed, clock
-        self.block_size = runner.cache.block_size
-        self.vocab_size = runner.decoder.config.vocab_size
+        super().__init__(
+            scheduler,
+            pages,
+            vocab_size=runner.decoder.config.vocab_size,
+            block_size=runner.cache.block_size,
+            tokenizer=tokenizer,
+            eos=eos,
+            seed=seed,
+            clock=clock,
+        )
+        self.runner = runner
         self.sampler = Sampler(runner.decoder.kernels)
-        self.live: dict[Request, Sequence] = {}
         self.idle = True
         """Whether the latest step found nothing to run."""
         self.recomputed_tokens = 0
         """Tokens that a policy without block numbers took for cached, and that were computed again."""
         self._in_flight: deque[Plan] = deque()
-        self._num_added = 0
         self._prefix_queries = self._prefix_hits = 0
         self._wait_until: float | None = None
-
-    # requests
-
-    def add(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        request_id: str | None = None,
-        arrival_time: float | None = None,
-    ) -> list[Sequence]:
-        """Queue a prompt; its samples, a list that grows where the policy forks them later.
-
-        Raises CapacityError where it can never run; then none of the samples is queued.
-        """
-        self._check(prompt)
-        now = self.clock()
-        name = request_id if request_id is not None else f"r{self._num_added}"
-        group: list[Sequence] = []
-        forks = self.scheduler.forks
-        for k in range(1 if forks else params.n):
-            own = name if forks or params.n == 1 else f"{name}/{k}"
-            sample = self._sequence(prompt, params, own, k, now if arrival_time is None else arrival_time)
-            sample.request.n = params.n if forks else 1
-            try:
-                self.scheduler.add(sample.request, now)
-            except (CapacityError, ConfigurationError):
-                self.cancel(group)
-                raise
-            self._enlist(sample, group)
-        return group
-
-    def _check(self, prompt: list[int]) -> None:
-        if not prompt:
-            raise CapacityError("an empty prompt: at least one token is needed to continue from")
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < self.vocab_size:
-                raise CapacityError(f"token id {token}: must be between 0 and {self.vocab_size - 1}")
-
-    def _sequence(
-        self, prompt: list[int], params: SamplingParams, name: str, sample: int, arrival: float
-    ) -> Sequence:
-        index = self._num_added
-        self._num_added += 1
-        content: list[tuple[int, int]] = []
-        extend_content(content, prompt, self.block_size)
-        request = Request(
-            name,
-            len(prompt),
-            params.max_tokens,
-            arrival_time=arrival,
-            index=index,
-            priority=params.priority,
-            content=content,
-            ignore_eos=params.ignore_eos,
-        )
-        base = _mix(f"{self.seed}/{index}") if params.seed is None else params.seed
-        seed = _mix(f"{base}/{sample}") if sample else base
-        return Sequence(
-            request,
-            prompt,
-            params,
-            seed,
-            Times(arrival),
-            self.eos,
-            detokenizer=make_detokenizer(self.tokenizer),
-        )
-
-    def _enlist(self, sequence: Sequence, group: list[Sequence]) -> None:
-        sequence.request.payload = sequence
-        sequence.index = len(group)
-        sequence.group = group
-        group.append(sequence)
-        self.live[sequence.request] = sequence
-
-    def cancel(self, group: list[Sequence], reason: str = "abort") -> None:
-        """Drop all samples of a prompt wherever they are; their blocks are free when this returns."""
-        alive = [sequence for sequence in group if self.live.pop(sequence.request, None) is not None]
-        # A policy that forks drops the whole group with any of its sequences.
-        for sequence in alive[:1] if self.scheduler.forks else alive:
-            self.scheduler.cancel(sequence.request, self.clock())
-        for sequence in alive:
-            self.pages.free(sequence)
-            sequence.finish(reason)
 
     def abandon(self) -> None:
         """After a failed iteration, and once its requests are cancelled: forget what was in flight."""
@@ -260,21 +146,6 @@ class Executor:
                 parent = request.payload
                 plan.children.setdefault(parent, []).append(self._child(parent, request))
         return plan
-
-    def _child(self, parent: Sequence, request: Request) -> Sequence:
-        """The policy forked *request* off *parent*: the same prompt, a random stream of its own."""
-        k = len(parent.group)
-        child = Sequence(
-            request,
-            parent.prompt,
-            parent.params,
-            _mix(f"{parent.group[0].seed}/{k}"),
-            parent.times.copy(),
-            self.eos,
-            detokenizer=make_detokenizer(self.tokenizer),
-        )
-        self._enlist(child, parent.group)
-        return child
 
     def _launch(self, plan: Plan) -> None:
         """Build the rows, move blocks, start the device; nothing here waits for it."""
@@ -379,8 +250,3 @@ class Executor:
         self.pages.free(sequence)
         sequence.finish("error", error=error)
         return [sequence]
-
-
-def _mix(text: str) -> int:
-    """A 62-bit seed from a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2

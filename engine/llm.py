@@ -15,6 +15,7 @@ from inspect import signature
 from typing import Any
 
 from engine.beam import Beam, BeamSearchParams, beam_search
+from engine.drafting import DraftModel, NgramProposer
 from engine.executor import Executor
 from engine.loading import build_runner
 from engine.outputs import Completion, RequestOutput
@@ -23,7 +24,7 @@ from engine.params import SamplingParams
 from engine.runner import ModelRunner
 from engine.sequence import Sequence
 from engine.settings import EngineSettings
-from engine.speculative import DraftModel, NgramProposer, SpeculativeExecutor
+from engine.speculative import SpeculativeExecutor
 from engine.tokenizer import load_tokenizer
 from engine.workers import ParallelRunner, start_workers
 from simulator.errors import CapacityError, ConfigurationError

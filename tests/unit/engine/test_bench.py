@@ -16,9 +16,9 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from engine.__main__ import main  # noqa: E402
-from engine.bench_throughput import Job, fixed_batches, padded_batches  # noqa: E402
 from engine.bench_throughput import main as bench_main  # noqa: E402
 from engine.lengths import sharegpt_like  # noqa: E402
+from engine.static_batching import Job, fixed_batches, padded_batches  # noqa: E402
 
 ENGINE = Path(__file__).resolve().parents[3] / "engine"
 

@@ -13,7 +13,7 @@ from scipy import stats  # noqa: E402
 
 from engine import LLM, SamplingParams  # noqa: E402
 from engine.config import DecoderConfig  # noqa: E402
-from engine.speculative import Draft, accept  # noqa: E402
+from engine.drafting import Draft, accept  # noqa: E402
 
 
 def prompts_of(count: int, seed: int) -> list[list[int]]:
