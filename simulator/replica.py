@@ -90,10 +90,14 @@ class Replica:
         self._lagging: dict[Request, float] = {}  # missed an iteration, and their last token's time
         self._since: dict[Request, float] = {}  # preempted sequences, and their last token's time
         self._siblings: dict[int, int] = {}  # samples of a request that still run
+        self._undelivered: list[Request] | None = [] if scheduler.delivery == "batch" else None
         self._quiet = scheduler.quiet
         self._wake: simpy.Event | None = None
         self._sleeping = False
-        self.process = env.process(self._run())
+        self._asleep: tuple[Batch, Any, float, int] | None = None
+        # the batch slept through, its durations, and the end (s) and number of the iterations that the policy counted
+        self.dead = False
+        self.process = env.process(self._live_or_die() if open else self._run())
 
     # the clock
 
@@ -110,14 +114,7 @@ class Replica:
                 batch = schedule(now)
                 if batch is None or isinstance(batch, Wait):
                     break
-                if (
-                    batch.prefills
-                    or batch.joining
-                    or batch.preempted
-                    or batch.stalled
-                    or batch.rejected
-                    or batch.failed
-                ):
+                if not batch.repeatable:
                     self._begin(batch, now)
                 inflight.append(batch)
             if not inflight:
@@ -140,15 +137,17 @@ class Replica:
             if n > 1:
                 durations = self._durations(batch, now, n)
                 if self.open:
-                    durations = yield from self._sleep(durations)
+                    durations = yield from self._sleep(batch, durations)
+                else:
+                    self._advance(batch, len(durations) - 1)
                 seconds, n = math.fsum(durations), len(durations)
-                self._advance(batch, n - 1)
                 self._note_gaps(batch, durations, now)
             elif self.open:
                 yield timeout(seconds)
             chunks = 0
-            for _, chunk, _ in prefills:
-                chunks += chunk
+            if prefills:
+                for _, chunk, _ in prefills:
+                    chunks += chunk
             waiting, used, cached, reserved, internal, external, shared = level
             note(
                 now,
@@ -158,7 +157,7 @@ class Replica:
                 waiting,
                 decodes,
                 chunks,
-                n * decodes + len(batch.joining),
+                n * (decodes - batch.idle_rows) + len(batch.joining),
                 used,
                 cached,
                 len(batch.preempted),
@@ -184,13 +183,16 @@ class Replica:
         yield self._wake if seconds == math.inf else self._wake | self.env.timeout(seconds)
         self._wake = None
 
-    def _sleep(self, durations: Any) -> Generator[simpy.Event, Any, Any]:
+    def _sleep(self, batch: Batch, durations: Any) -> Generator[simpy.Event, Any, Any]:
         """Sleep through iterations; a delivery ends the sleep with the iteration it falls into."""
         env, start = self.env, self.env.now
-        self._sleeping = self.open
+        self._asleep = batch, durations, start, 0
+        self._sleeping = True
         try:
             yield env.timeout(math.fsum(durations))
         except simpy.Interrupt:
+            if self.dead:
+                raise
             elapsed, end, n = env.now - start, 0.0, 0
             while end < elapsed:
                 end += float(durations[n])
@@ -199,7 +201,34 @@ class Replica:
             self._sleeping = False
             yield env.timeout(max(start + math.fsum(durations) - env.now, 0.0))
         self._sleeping = False
+        self._advance(batch, len(durations) - 1 - self._asleep[3])
+        self._asleep = None
         return durations
+
+    def catch_up(self) -> None:
+        """Bring the policy's state to this moment: what it would be if the iterations ended one by one."""
+        if self._asleep is None:
+            return
+        batch, durations, end, done = self._asleep
+        before, last, now = done, len(durations) - 1, self.env.now
+        while done < last and end + durations[done] <= now:
+            end += float(durations[done])
+            done += 1
+        if done > before:
+            self._advance(batch, done - before)
+            self._asleep = batch, durations, end, done
+
+    def die(self) -> None:
+        """Stop in the middle of whatever it does. What it held is the caller's to see to."""
+        self.dead = True
+        self.process.interrupt()
+
+    def _live_or_die(self) -> Generator[simpy.Event, Any, None]:
+        try:
+            yield from self._run()
+        except simpy.Interrupt:
+            if not self.dead:
+                raise
 
     def deliver(self) -> None:
         """Something was put into the source of an open replica: see to it at the next end of an iteration."""
@@ -256,11 +285,10 @@ class Replica:
             return math.fsum(self._step_seconds(forward) for forward in batch.forwards)
         if not batch.prefills:
             return self.steptime.seconds(batch.num_decodes, batch.decode_context)
-        return self.steptime.seconds(
-            batch.num_decodes,
-            batch.decode_context,
-            [(chunk, context) for _, chunk, context in batch.prefills],
-        )
+        chunks = [(chunk, context) for _, chunk, context in batch.prefills]
+        if batch.padded_tokens:  # a rectangle: every prompt is computed at the length of the longest
+            chunks = [max(chunks)] * len(chunks)
+        return self.steptime.seconds(batch.num_decodes, batch.decode_context, chunks)
 
     # requests
 
@@ -398,6 +426,8 @@ class Replica:
             self._leave(request, now)
         if ended or not self._quiet:
             self.scheduler.commit(batch, ended, now)
+        if self._undelivered and not self.scheduler.num_running:
+            self._deliver_batch(self._undelivered, now)
 
     def _suspend(self, request: Request) -> None:
         # One whose last token was in flight when it lost its blocks has ended meanwhile.
@@ -407,7 +437,22 @@ class Replica:
             self._fresh.pop(request, None)
             self._live -= 1
 
+    def _deliver_batch(self, requests: list[Request], now: float) -> None:
+        """A static batch is done: its members get all their tokens at once."""
+        for request in requests:
+            first, tokens = self.records.first_token_time, self._length(request)
+            if first[request.index] != first[request.index]:
+                first[request.index] = now
+            if tokens > 1:
+                self.itl.add(0.0, tokens - 1)
+            self._finish(request, now)
+        requests.clear()
+
     def _first_token(self, request: Request, now: float, ended: list[Request]) -> None:
+        if self._undelivered is not None:
+            if request.decode_end == WITH_FIRST:
+                ended.append(request)
+            return
         first = self.records.first_token_time
         i = request.index
         if first[i] != first[i]:
@@ -439,8 +484,14 @@ class Replica:
             self.itl.add(now - self._last_decode, live)
 
     def _leave(self, request: Request, now: float) -> None:
-        self._live -= 1
         request.decode_end = request.ticket = -1
+        if self._undelivered is not None:
+            self._undelivered.append(request)
+            return
+        self._live -= 1
+        self._finish(request, now)
+
+    def _finish(self, request: Request, now: float) -> None:
         i = request.index
         records = self.records
         records.output_length[i] += self._length(request)

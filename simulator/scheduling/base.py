@@ -56,6 +56,7 @@ class Batch:
         "decodes",
         "failed",
         "forwards",
+        "idle_rows",
         "iteration",
         "joining",
         "notes",
@@ -93,10 +94,13 @@ class Batch:
         self.blocks_swapped_out = 0
         self.padded_tokens = 0
         """Tokens computed for nothing because a padded batch is rectangular."""
+        self.idle_rows = 0
+        """Of ``num_decodes``, rows whose sequence has ended: a static batch computes them for nothing."""
         self.width = 1
         self.iteration = 0
         """The count of decode iterations after this one: a sequence's last token comes with a known count."""
         self.repeatable = False
+        """Decoding sequences and nothing else happens: nobody joins, leaves, stalls or is turned away."""
         self.forwards: list[Batch] | None = None
         """Where one iteration is several forwards (micro-batches), each of them."""
         self.notes: dict[str, object] | None = None
@@ -131,6 +135,8 @@ class Scheduler(ABC):
     """Whether `commit` has nothing to do for a batch in which nothing ended."""
     discards_in_flight = False
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
+    delivery = "step"
+    """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 

@@ -26,6 +26,8 @@ MODULES = (
     "orca",
     "trtllm",
     "llamacpp",
+    "lmdeploy",
+    "static_systems",
 )
 """Modules of this package that define ``SYSTEMS``."""
 

@@ -29,6 +29,7 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "tgi": {"max_batch_prefill_tokens": 48},
     "tgi-2": {"max_batch_prefill_tokens": 96},
     "llama.cpp": {"n_parallel": 6, "n_batch": 64, "n_ubatch": 32},
+    "lmdeploy": {"max_batch_size": 6, "max_prefill_token_num": 64, "session_len": 160},
     "llama-cpp-python": {"n_batch": 32},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
@@ -36,6 +37,10 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "tensorrt-llm-max-utilization": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},
     "tensorrt-llm-static": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},
     "deepspeed-fastgen": {"kv_block_size": 4, "max_ragged_batch_size": 64, "max_ragged_sequence_count": 6},
+    "hf-static": {"max_batch_size": 6},
+    "fastertransformer": {"max_batch_size": 6},
+    "ctranslate2": {"max_batch_size": 6},
+    "triton": {"max_batch_size": 6, "preferred_batch_size": (2, 4), "max_queue_delay_microseconds": 50_000},
 }
 """The same for systems whose limits have names of their own."""
 
