@@ -137,6 +137,8 @@ class Scheduler(ABC):
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     delivery = "step"
     """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
+    takes_kv = False
+    """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 

@@ -119,6 +119,9 @@ def test_every_request_ends_and_every_block_returns(system: System, make_small: 
         assert scheduler.num_running + scheduler.num_waiting == len(alive)
         rows = [request for request, tokens in batch.rows() if tokens > 0]
         assert len(rows) == len(set(rows)), "a sequence twice in one iteration"
+        if batch.repeatable:
+            others = (batch.prefills, batch.joining, batch.preempted, batch.stalled, batch.rejected, batch.failed)
+            assert not any(others), "a repeatable batch does nothing but decode"
         budget = getattr(scheduler, "max_num_batched_tokens", None)
         if budget is not None and system.name.startswith("vllm"):
             assert batch.num_tokens <= budget
