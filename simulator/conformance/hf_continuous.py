@@ -37,7 +37,8 @@ def replay(case: Case) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for theirs in case.steps:
         while arrivals and arrivals[-1][0] <= theirs["step"]:
             loop.scheduler.add(arrivals.pop()[1], theirs["step"])
-        yield loop.run(theirs["step"]), {**EMPTY, **theirs}
+        finished = sorted(theirs.get("finished", []))  # which are compared as a set
+        yield loop.run(theirs["step"]), {**EMPTY, **theirs, "finished": finished}
 
 
 def _request(index: int, r: dict[str, Any]) -> Request:
@@ -66,7 +67,7 @@ class _Loop:
             ended = [request for request in last if request.status is RUNNING]
             scheduler.commit(done, ended, step)
             finished += [request.id for request in ended]
-        return ours | self._state() | {"finished": finished}
+        return ours | self._state() | {"finished": sorted(finished)}
 
     def _decided(self, batch: Batch) -> dict[str, Any]:
         rows = self._rows(batch)

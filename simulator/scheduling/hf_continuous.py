@@ -127,6 +127,7 @@ class HfContinuous(Scheduler):
         self._prefilling: dict[Request, None] = {}
         self._num_prefilled = 0  # tokens that those have computed
         self._longest_base = 0
+        self._late: dict[Request, None] = {}  # decoding requests with parts of their prompt not hashed yet
         self._flight: deque[Batch] = deque()
         self._found: dict[Request, int] = {}  # tokens that this step's look-ups found in the cache
 
@@ -166,6 +167,7 @@ class HfContinuous(Scheduler):
         starved = attempt.starved[:]
         if starved:
             self._make_room(batch, attempt.starved)
+        self.host.give(batch.blocks_swapped_in)  # they are copied back once room has been made
         if not attempt.rows and not batch.preempted:
             return None
         self._launch(batch, attempt)
@@ -321,7 +323,6 @@ class HfContinuous(Scheduler):
 
     def _restore(self, batch: Batch, request: Request) -> None:
         batch.blocks_swapped_in += request.state.host_blocks
-        self.host.give(request.state.host_blocks)
         request.state.host_blocks = 0
 
     def _decode(self, attempt: _Attempt, request: Request) -> None:
@@ -381,6 +382,7 @@ class HfContinuous(Scheduler):
         if request in self._prefilling:
             del self._prefilling[request]
             self._num_prefilled -= request.computed
+        self._late.pop(request, None)
         if request in self.decoding:
             self.decoding.leave(request)
             request.num_blocks = self.blocks.blocks_for(request.computed)
@@ -455,6 +457,8 @@ class HfContinuous(Scheduler):
             if request.status is RUNNING and request not in batch.joining:
                 self._hash_output(request, 1)
             self._finish(request)
+        for request in list(self._late):
+            self._hash_output(request, 0)
         if ended:
             self.closed = False
 
@@ -468,6 +472,8 @@ class HfContinuous(Scheduler):
             full = (context + chunk) // self.blocks.page_size
             if context + chunk == request.target or request in self._prefilling:
                 self.blocks.register(request, full - request.state.unhashed)
+                if request.state.unhashed and request in self.decoding:
+                    self._late[request] = None
             else:
                 request.state.unhashed = full - request.registered
 
@@ -521,6 +527,9 @@ class HfContinuous(Scheduler):
             return 1
         readable = (self.capacity - 1 - decoding.computed) // len(decoding)
         readable = max(readable, self.fast_length - 1 - self._longest(), 0)
+        page, flights = blocks.page_size, len(self._flight)
+        for request in self._late:  # a block that it fills lets one of its prompt be matched
+            limit = min(limit, page - (decoding.tokens(request) - flights) % page)
         return 1 + decoding.iterations_within(spare, min(limit - 1, readable))
 
     def advance(self, batch: Batch, n: int) -> None:

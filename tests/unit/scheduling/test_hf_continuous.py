@@ -85,6 +85,20 @@ def test_asynchronous_batching_computes_a_token_too_many(play: Any) -> None:
     assert max(starts) >= 3
 
 
+@pytest.mark.parametrize(("in_advance", "cached"), [(False, 8), (True, 4)])
+def test_asynchronous_batching_forgets_to_hash_a_chunk(play: Any, in_advance: bool, cached: int) -> None:
+    late = Request("late", 12, 1, content=((7, 12),))
+    arrivals = [(0, Request("early", 12, 9, content=((7, 12),)), 9), (3, late, 1)]
+    play(small(max_batch_tokens=8, use_async_batching=in_advance), arrivals)
+    assert late.cached_tokens == cached
+
+
+def test_nothing_stays_behind_on_the_host(play: Any) -> None:
+    blocks = HfContinuous(num_blocks=4, page_size=4, num_cpu_blocks=2, safety_margin=0.0)
+    play(blocks, [(0, Request("a", 8, 8), 8), (0, Request("b", 8, 4), 4), (0, Request("c", 4, 6), 6)])
+    assert (blocks.host.used, blocks.blocks_used) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "limits",
     [
