@@ -140,7 +140,10 @@ def test_graphs_give_what_eager_steps_give():
         llm.runner.graphs = None
         eager = llm.runner.run(batch)
         llm.runner.graphs = graphs
-        torch.testing.assert_close(replayed, eager, rtol=3e-2, atol=3e-2)
+        error = float((replayed - eager).norm() / eager.norm())
+        assert error < 0.04, (
+            f"{count} sequences: relative error {error:.3f}"
+        )  # bf16 keeps 8 bits: 0.004 a rounding
     llm.runner.abandon()
 
 

@@ -25,7 +25,7 @@ def prompts_of(count: int) -> list[list[int]]:
     return [shared + [rng.randrange(3, 300) for _ in range(rng.randint(3, 40))] for _ in range(count)]
 
 
-def make_llm(model: Any, name: str, blocks: int) -> LLM:
+def make_llm(model: Any, name: str, blocks: int, **settings: Any) -> LLM:
     """The policy believes in *blocks* blocks; there are pages enough for what it shares and the engine
     does not.
     """
@@ -41,6 +41,7 @@ def make_llm(model: Any, name: str, blocks: int) -> LLM:
         max_num_seqs=6,
         max_num_batched_tokens=512,
         max_model_len=128,
+        **settings,
     )
 
 
@@ -81,6 +82,16 @@ def test_samples_depend_on_seed_and_prompt_alone(tiny: Any, name: str) -> None:
     assert [[s.token_ids for s in o.outputs] for o in outputs] == [
         [s.token_ids for s in o.outputs] for o in reference
     ]
+    nothing_is_held(llm)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_speculation_under_every_policy(tiny: Any, name: str) -> None:
+    model = tiny("llama")
+    llm = make_llm(model, name, 40, num_speculative_tokens=3)
+    prompts = prompts_of(5)
+    for prompt, output in zip(prompts, llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24))):
+        assert output.outputs[0].token_ids == model.greedy(prompt, 24)
     nothing_is_held(llm)
 
 
