@@ -18,6 +18,7 @@ __all__ = ["Case", "Difference", "Verdict", "check", "load_case"]
 REPLAYS = {
     "hf-5.23.0": "hf_continuous",
     "llamacpp-0.3.36": "llamacpp",
+    "lmdeploy-0.18.0": "lmdeploy",
     "mii-0.3.3": "splitfuse",
     "sglang-0.5.23": "sglang",
     "trtllm-5f480b7a": "trtllm",

@@ -38,9 +38,9 @@ from simulator.scheduling.llamacpp_slots import (
     least_recently_used,
     most_similar,
 )
-from simulator.scheduling.llamacpp_tokens import Tokens
 from simulator.scheduling.request import FINISHED, RUNNING, Request
 from simulator.scheduling.system import System
+from simulator.scheduling.token_runs import Tokens
 
 __all__ = ["SYSTEMS", "LlamaCpp"]
 

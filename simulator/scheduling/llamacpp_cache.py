@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from simulator.scheduling.llamacpp_tokens import Tokens
+from simulator.scheduling.token_runs import Tokens
 
 __all__ = ["Journal", "PromptCache"]
 

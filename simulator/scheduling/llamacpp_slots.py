@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.scheduling.llamacpp_tokens import Tokens
 from simulator.scheduling.request import Request
+from simulator.scheduling.token_runs import Tokens
 
 __all__ = ["IDLE", "Completion", "Slot", "least_recently_used", "most_similar"]
 

@@ -28,6 +28,7 @@ MODULES = (
     "llamacpp",
     "lmdeploy",
     "static_systems",
+    "sarathi",
 )
 """Modules of this package that define ``SYSTEMS``."""
 

@@ -40,6 +40,7 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "hf-static": {"max_batch_size": 6},
     "fastertransformer": {"max_batch_size": 6},
     "ctranslate2": {"max_batch_size": 6},
+    "sarathi": {"chunk_size": 64},
     "triton": {"max_batch_size": 6, "preferred_batch_size": (2, 4), "max_queue_delay_microseconds": 50_000},
 }
 """The same for systems whose limits have names of their own."""
