@@ -1,0 +1,376 @@
+"""The steady state of a replica in closed form: batch, step time, utilisation, stability limit, mean TTFT and TPOT.
+
+A replica with continuous batching is a server that works in rounds. A round decodes the b running requests, T_d(b) seconds,
+and prefills the prompts that arrived during the round before, x more seconds for each, so the mean round lasts
+
+    S = T_d(b) / (1 − λ x)            λ requests/s, x = T(b, prompt) − T_d(b)
+    b = λ (o − 1) S                   Little's law for the decoding requests, o output tokens (o rounds with
+                                      asynchronous scheduling, which notices an end one round late)
+
+which is a fixed point in b. Each of a request's tokens takes one round: TPOT = S, at b + 1 (an arrival sees the others as
+time does, and itself; Palm). At batch B the replica completes λ(B) = B / ((o − 1) T_d(B) + B x(B)); the stability limit
+is λ(B) at the largest batch that the KV cache and ``max_num_seqs`` allow.
+
+Rounds vary because arrivals do. With Poisson arrivals N of rate λ in a round, S' = T_d + Σ X_i gives the variance
+λ S E[X²] / (1 − (λ x)²) (a gated queue; Takagi 1986, Analysis of Polling Systems). A request waits for the rest of the round
+it falls into, E[S²]/2S, then for the round that prefills it: T_d, the prompts that came in the same round, λ x E[S²]/S, and
+its own. Asynchronous scheduling decides a round while the one before still runs, so that a request waits one more. A prompt
+longer than the token budget takes further rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.deployment import Resolved
+from simulator.errors import CapacityError, ConfigurationError
+from simulator.steptime import step_work
+from simulator.workload import Trace
+
+__all__ = ["SteadyState", "Traffic"]
+
+Floats = NDArray[np.float64]
+VALID_LOAD = 0.7
+"""Share of the stability limit up to which the approximation is held against simulations."""
+QUANTILES = 12
+LINK_FAMILIES = ("all_reduce", "collective")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a replica is asked for: *request_rate* (1/s) and the moments of the lengths that the formulas need."""
+
+    request_rate: float
+    prompts: tuple[float, ...]
+    """Tokens of a prompt, values equally likely: one for equal prompts, quantiles of a trace's."""
+    output: float
+    """Mean tokens generated."""
+    decode_context: float | None = None
+    """Mean context of a decoding token, which is the mean KV of a running request; None: prompt + output/2."""
+    dispersion: float = 1.0
+    """Variance / mean of the arrivals in windows of ten requests; 1 for Poisson."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.request_rate < math.inf:
+            raise ConfigurationError(f"request rate {self.request_rate}: must be above 0 and finite")
+        if not self.prompts or min(self.prompts) < 0 or self.output < 1:
+            raise ConfigurationError(f"lengths {self.prompts} + {self.output:g} tokens: must be at least 1 each")
+
+    @classmethod
+    def of_trace(cls, trace: Trace, request_rate: float | None = None) -> Traffic:
+        """The traffic of *trace*, at its own mean rate or at *request_rate*."""
+        prompts, outputs = trace.input_length.astype(float), trace.output_length.astype(float)
+        weight = np.maximum(outputs, 1.0)
+        context = float((weight * (prompts + weight / 2)).sum() / weight.sum())
+        rate = trace.request_rate if request_rate is None else request_rate
+        if math.isinf(rate):
+            raise ConfigurationError("request rate: all requests of the trace arrive at once; state a rate")
+        parts = [part for part in np.array_split(np.sort(prompts), QUANTILES) if len(part)]
+        quantiles = tuple(float(part.mean()) for part in parts)
+        return cls(rate, quantiles, float(weight.mean()), context, _dispersion(trace))
+
+    def at(self, request_rate: float) -> Traffic:
+        """The same at another rate."""
+        return replace(self, request_rate=request_rate)
+
+    @property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return sum(self.prompts) / len(self.prompts)
+
+    @property
+    def context(self) -> float:
+        """Mean context of a decoding token, tokens."""
+        return self.prompt + self.output / 2 if self.decode_context is None else self.decode_context
+
+
+@dataclass(frozen=True)
+class SteadyState:
+    """One replica of *resolved* under *traffic*; everything follows from the fixed point. Times in s."""
+
+    resolved: Resolved
+    traffic: Traffic
+
+    @classmethod
+    def at_concurrency(cls, resolved: Resolved, traffic: Traffic, concurrency: float) -> SteadyState:
+        """The state in which *concurrency* requests are in the system all the time: the rate follows from it."""
+        if not concurrency >= 1:
+            raise ConfigurationError(f"concurrency {concurrency}: must be at least 1")
+        state = cls(resolved, traffic)
+        decoding = min(concurrency, state.max_batch)
+        rate = state._rate(decoding)
+        for _ in range(50):  # of those in the system some are still waiting for their first token
+            waiting = rate * (state._decode(decoding) + 1.5 * state._least_extra(decoding))
+            decoding = max(min(concurrency - waiting, state.max_batch), concurrency / 2)
+            rate = 0.5 * rate + 0.5 * state._rate(decoding)
+        return cls(resolved, traffic.at(rate))
+
+    @cached_property
+    def max_batch(self) -> float:
+        """Requests that run at once at most: by KV cache, ``max_num_seqs`` and the token budget."""
+        limits, budget = self.resolved.limits, self.resolved.budget
+        tokens = self.resolved.num_gpu_blocks * budget.block_size
+        by_memory = tokens / (self.traffic.context + budget.block_size / 2)  # half a block is empty on average
+        if by_memory < 1:
+            raise CapacityError(
+                f"a request of {self.traffic.context:.0f} tokens does not fit the KV cache of {tokens} tokens"
+            )
+        return max(1.0, min(by_memory, limits.get("max_num_seqs") or math.inf, self.token_budget))
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a step at most."""
+        return int(self.resolved.limits.get("max_num_batched_tokens") or 8192)
+
+    @cached_property
+    def stability_limit(self) -> float:
+        """Requests/s of one replica beyond which the queue grows without end."""
+        batches = np.unique(np.rint(np.geomspace(1, self.max_batch, 24)))
+        return max(self._rate(float(batch)) for batch in batches)
+
+    @property
+    def load(self) -> float:
+        """Request rate over the stability limit."""
+        return self.traffic.request_rate / self.stability_limit
+
+    @property
+    def stable(self) -> bool:
+        """Whether there is a steady state at all."""
+        return self.load < 1
+
+    @cached_property
+    def batch(self) -> float:
+        """Mean number of decoding requests; the largest batch where there is no steady state."""
+        low, high = 0.0, self.max_batch
+        if self._needed(high) > high:
+            return high
+        for _ in range(60):  # the needed batch exceeds the batch below the smallest fixed point
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._needed(middle) > middle else (low, middle)
+        return high
+
+    @cached_property
+    def step_s(self) -> float:
+        """Mean round as a decoding request sees it."""
+        return self._round(self.batch + 1)
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per output token after the first; infinite without a steady state."""
+        return self.step_s if self.stable else math.inf
+
+    @cached_property
+    def ttft_s(self) -> float:
+        """Mean time to first token; infinite without a steady state."""
+        if not self.stable:
+            return math.inf
+        in_system = self.batch + self.traffic.request_rate * self.step_s
+        busy = 1 - math.exp(-in_system)  # M/G/∞: somebody is there
+        return busy * self._gated + (1 - busy) * self._mean(self._alone)
+
+    @property
+    def _gated(self) -> float:
+        """TTFT of a request that arrives during a round."""
+        extras, mean = self._extras(self.batch), self._round(self.batch)
+        load = self.traffic.request_rate * extras.mean()
+        variance = self.traffic.request_rate * mean * float((extras**2).mean()) / (1 - load**2)
+        biased = (mean**2 + variance) / mean
+        ahead = mean if self.decides_ahead else 0.0
+        further = self._mean(lambda prompt: self._chunks(prompt, self.batch) - 1) * mean
+        return float(biased / 2 + ahead + self._decode(self.batch) + load * biased + extras.mean() + further)
+
+    @property
+    def e2el_s(self) -> float:
+        """Mean end-to-end latency."""
+        return self.ttft_s + (self.traffic.output - 1) * self.tpot_s
+
+    @cached_property
+    def utilisation(self) -> dict[str, float]:
+        """Share of the time or room in use: ``compute`` at peak FLOP/s, ``bandwidth`` at full rate, ``kv``, ``busy``."""
+        rate, decoding = self.traffic.request_rate, max(round(self.batch), 1)
+        rounds = min(1.0, 1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
+        decode = step_work(self.resolved.steptime, decoding, round(decoding * self.traffic.context))
+        mixed = step_work(
+            self.resolved.steptime, decoding, round(decoding * self.traffic.context), [(round(self.traffic.prompt), 0)]
+        )
+        per_second = {}
+        for name, side in (("compute", "compute_s"), ("bandwidth", "memory_s")):
+            once = sum(getattr(work, side) for work in decode)
+            more = max(sum(getattr(work, side) for work in mixed) - once, 0.0)
+            per_second[name] = min(rounds * once + rate * more, 1.0)
+        kv = min(self.batch / self.max_batch, 1.0) if self.stable else 1.0
+        return {**per_second, "kv": kv, "busy": min(rounds * self._round(self.batch), 1.0)}
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Where a mean round goes, by what limits it: compute, bandwidth, interconnect, host. Sums to 1."""
+        return step_shares(self.resolved, self.batch, self.traffic.context, self._prefill_per_round)
+
+    def cost_per_million(self, usd_per_gpu_hour: float) -> dict[str, float]:
+        """$ per million input, output and all tokens of one replica; the time of a round is split by what prefill adds."""
+        per_second = usd_per_gpu_hour * self.resolved.parallelism.num_gpus / 3600  # s per h
+        rate = min(self.traffic.request_rate, self.stability_limit)
+        share = min(rate * float(self._extras(self.batch).mean()), 1.0)
+        return {
+            "input": 1e6 * per_second * share / (rate * self.traffic.prompt),
+            "output": 1e6 * per_second * (1 - share) / (rate * self.traffic.output),
+            "all": 1e6 * per_second / (rate * (self.traffic.prompt + self.traffic.output)),
+        }
+
+    @property
+    def caveats(self) -> list[str]:
+        """Where the approximation does not hold for this case, one line each; empty where it does."""
+        found = []
+        if not self.stable:
+            found.append(
+                f"no steady state: {self.traffic.request_rate:.3g} requests/s exceed the stability limit of "
+                f"{self.stability_limit:.3g} per replica; the queue grows for as long as requests come"
+            )
+        elif self.load > VALID_LOAD:
+            found.append(f"load {self.load:.0%}: above {VALID_LOAD:.0%} the latencies are too low; simulate")
+        if self.stable and self.batch + 3 * math.sqrt(self.batch) > self.max_batch:
+            found.append(
+                f"batch {self.batch:.1f} of at most {self.max_batch:.1f}: requests wait for memory or a slot, "
+                "which is not in the formula"
+            )
+        if self.traffic.dispersion > 2:
+            found.append(
+                f"arrivals are burstier than Poisson (variance / mean {self.traffic.dispersion:.1f} over ten "
+                "requests): TTFT is too low"
+            )
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values in SI units."""
+        return {
+            "request_rate": self.traffic.request_rate, "stability_limit": self.stability_limit, "load": self.load,
+            "stable": self.stable, "batch": self.batch, "max_batch": self.max_batch, "step_s": self.step_s,
+            "ttft_s": _finite(self.ttft_s), "tpot_s": _finite(self.tpot_s), "e2el_s": _finite(self.e2el_s),
+            "output_tokens_per_s": min(self.traffic.request_rate, self.stability_limit) * self.traffic.output,
+            "utilisation": self.utilisation, "time_shares": self.shares, "caveats": self.caveats,
+        }  # fmt: skip
+
+    @property
+    def decides_ahead(self) -> bool:
+        """Whether a round is decided while the one before it still runs: arrivals wait one more."""
+        return bool(self.resolved.limits.get("async_scheduling", False))
+
+    @property
+    def _prefill_per_round(self) -> float:
+        """Prompt tokens of a mean round."""
+        if not self.stable:
+            return max(self.token_budget - self.batch, 1.0)
+        return self.traffic.request_rate * self._round(self.batch) * self.traffic.prompt
+
+    @property
+    def _rounds(self) -> float:
+        """Rounds in which a request occupies a row of the batch; its end is noticed late where the next is decided."""
+        return self.traffic.output - 1 + float(self.decides_ahead)
+
+    def _needed(self, batch: float) -> float:
+        """Decoding requests by Little's law if the round were that of *batch*."""
+        return self.traffic.request_rate * self._rounds * self._round(batch)
+
+    def _rate(self, batch: float) -> float:
+        """Requests/s completed at a constant *batch*."""
+        return batch / (self._rounds * self._decode(batch) + batch * self._least_extra(batch))
+
+    def _round(self, batch: float) -> float:
+        idle = 1 - self.traffic.request_rate * float(self._extras(batch).mean())
+        return self._decode(batch) / idle if idle > 0 else math.inf
+
+    def _decode(self, batch: float) -> float:
+        return self._seconds(batch, 0.0)
+
+    def _alone(self, prompt: float) -> float:
+        """Seconds of the prefill of *prompt* with nobody else there."""
+        chunks = self._chunks(prompt, 0.0)
+        return chunks * self._seconds(0, prompt / chunks)
+
+    def _extras(self, batch: float) -> Floats:
+        """Seconds that each prompt adds to rounds of *batch* when it is prefilled by itself."""
+        found = []
+        for prompt in self.traffic.prompts:
+            chunks = self._chunks(prompt, batch)
+            found.append(chunks * (self._seconds(batch, prompt / chunks) - self._decode(batch)))
+        return np.maximum(found, 0.0)
+
+    def _least_extra(self, batch: float) -> float:
+        """Mean seconds that a prompt adds under pressure: by itself, or as its part of a full budget."""
+        room = max(self.token_budget - batch, 1.0)
+        full = (self._seconds(batch, room) - self._decode(batch)) * self.traffic.prompt / room
+        return min(float(self._extras(batch).mean()), full)
+
+    def _chunks(self, prompt: float, batch: float) -> int:
+        """Rounds that *prompt* takes beside *batch* decodes."""
+        return max(math.ceil(prompt / max(self.token_budget - batch, 1.0)), 1)
+
+    def _mean(self, of: Callable[[float], float]) -> float:
+        """Over the prompts."""
+        return sum(of(prompt) for prompt in self.traffic.prompts) / len(self.traffic.prompts)
+
+    def _seconds(self, batch: float, prefill: float) -> float:
+        """A round of *batch* decodes and *prefill* prompt tokens, linear between whole batches."""
+        return _step_seconds(self.resolved.steptime, batch, self.traffic.context, prefill, self.traffic.prompt)
+
+
+def step_shares(resolved: Resolved, batch: float, context: float, prefill: float) -> dict[str, float]:
+    """What a step of *batch* decodes and *prefill* prompt tokens is limited by, as shares of its time."""
+    step, decodes = resolved.steptime, max(round(batch), 0)
+    prompts = [(round(prefill), 0)] if prefill >= 1 else []
+    decodes = max(decodes, 0 if prompts else 1)
+    shares = dict.fromkeys(("compute", "bandwidth", "interconnect", "host"), 0.0)
+    for work in step_work(step, decodes, round(decodes * context), prompts):
+        link = work.bound == "link" or work.family in LINK_FAMILIES
+        shares["interconnect" if link else work.bound] += work.seconds
+    total = max(step.seconds(decodes, round(decodes * context), prompts), sum(shares.values()))
+    shares["host"] = total - sum(shares.values())
+    return {name: seconds / total for name, seconds in shares.items()}
+
+
+def _step_seconds(step: Any, batch: float, context: float, prefill: float, prompt: float) -> float:
+    low = math.floor(batch)
+    prompts = _prompts(prefill, prompt)
+    if low < 1 and not prompts:
+        return _whole(step, 1, context, prompts)
+    at_low = _whole(step, low, context, prompts)
+    if batch == low:
+        return at_low
+    return at_low + (batch - low) * (_whole(step, low + 1, context, prompts) - at_low)
+
+
+def _whole(step: Any, decodes: int, context: float, prompts: tuple[tuple[int, int], ...]) -> float:
+    return float(_cached_seconds(step, decodes, round(decodes * context), prompts))
+
+
+@lru_cache(maxsize=65_536)
+def _cached_seconds(step: Any, decodes: int, context: int, prompts: tuple[tuple[int, int], ...]) -> float:
+    return float(step.seconds(decodes, context, prompts))
+
+
+def _prompts(tokens: float, prompt: float) -> Any:
+    """*tokens* of prefill as whole prompts of mean length and the rest of one."""
+    whole, rest = divmod(round(tokens), max(round(prompt), 1))
+    found = [(max(round(prompt), 1), 0)] * int(whole)
+    return tuple(found + ([(int(rest), 0)] if rest else []))
+
+
+def _dispersion(trace: Trace) -> float:
+    """Variance / mean of the counts in windows that hold ten arrivals on average."""
+    known = trace.arrival_time[~np.isnan(trace.arrival_time)]
+    windows = len(known) // 10
+    if windows < 10 or known[-1] <= known[0]:
+        return 1.0
+    counts = np.histogram(known, bins=windows)[0]
+    return float(counts.var() / counts.mean())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
