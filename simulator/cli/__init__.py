@@ -12,6 +12,7 @@ import typer
 
 from simulator.cli import (
     calibrate_fit,
+    calibrate_serving,
     compare,
     conform,
     estimate,
@@ -21,6 +22,7 @@ from simulator.cli import (
     systems,
     trace,
     validate_operators,
+    validate_serving,
 )
 from simulator.errors import SimError
 
@@ -36,8 +38,10 @@ app = typer.Typer(
 )
 calibrate = typer.Typer(help="Fit hardware profiles to measurements.", no_args_is_help=True)
 calibrate.command("fit")(calibrate_fit.fit)
+calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)
+validate.command("serving")(validate_serving.serving)
 
 app.command("run")(run.run)
 app.command("compare")(compare.compare)

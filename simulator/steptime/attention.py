@@ -23,13 +23,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StepAttention:
-    """Attention of all layers of *model* on one rank; *ideal* is the floor."""
+    """Attention of all layers of *model* on one rank; *ideal* is the floor, *scale* is on the laws."""
 
     model: ModelSpec
     precision: Precision
     parallel: Parallelism
     laws: Laws
     ideal: Laws
+    scale: float = 1.0
 
     def decode(self, num_seqs: Array | float, sum_context: Array) -> Array:
         """Seconds of all layers for *num_seqs* sequences and each sum of contexts, both per rank."""
@@ -39,7 +40,7 @@ class StepAttention:
             seen = sum_context if layer.window is None else np.minimum(sum_context, num_seqs * layer.window)
             shape = (num_seqs, seen, *heads, self.precision.cache.name)
             total += layer.count * np.maximum(
-                self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
+                self.scale * self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
             )
         return total
 
@@ -52,7 +53,7 @@ class StepAttention:
             c, k = (chunk, context) if layer.window is None else banded(chunk, context, layer.window)
             shape = (c, k, *heads, self.precision.cache.name)
             total += layer.count * np.maximum(
-                self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
+                self.scale * self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
             )
         return total
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from simulator.models import LayerSpec, ModelSpec, Precision
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.protocol import Laws, Number
@@ -146,8 +144,3 @@ def _head(model: ModelSpec, precision: Precision, tp: int) -> Iterator[Operator]
     if tp > 1:
         yield Operator("logits_gather", "collective", "all_gather", "rows", 1, width=2.0 * vocab, gpus=tp)
     yield Operator("sampling", "sampling", "sampling", "rows", 1, width=vocab)
-
-
-def floored(operator: Operator, laws: Laws, ideal: Laws, m: Number) -> Number:
-    """Seconds by the law, never less than peak rates allow."""
-    return np.maximum(operator.seconds(laws, m), operator.seconds(ideal, m))

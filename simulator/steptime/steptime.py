@@ -3,6 +3,7 @@
     device = Σ operators(padded tokens) + attention(decodes) + attention(prefills) + layers · overhead
     device = max(device, launches)                 a step waits for its kernels to be launched
     step   = max(device, host) or device + host    with or without asynchronous scheduling
+    step  += what the engine adds, fitted to serving data (`engine_costs.py`)
 
 Everything that depends on the number of tokens alone is a table read as Python floats; attention is read from
 tables of knots (`tables.py`). So a step costs about a microsecond, whatever the laws cost.
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from simulator.models import ModelSpec, Precision
 from simulator.steptime.attention import StepAttention
 from simulator.steptime.decode import DecodeTimes
-from simulator.steptime.operators import Operator, floored, step_operators
+from simulator.steptime.operators import Operator, step_operators
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.prefill import PrefillTimes
 from simulator.steptime.protocol import Laws
@@ -69,7 +70,11 @@ class StepTime:
         self.precision = precision or model.native
         ideal = RooflineLaws(laws)
         self._ideal_laws = ideal
-        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal)
+        self._engine = self.traits.engine
+        self._native_fp4 = laws.peak_flops("fp4") > 2 * laws.peak_flops("bf16")
+        scale = self._engine.attention
+        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal, scale)
+        self._prompt_launch = model.num_layers * self._engine.prefill_layer_s
         self.operators = step_operators(model, self.precision, self.parallelism)
         self._token_table: array[float] = array("d")
         self._far_tokens: dict[int, float] = {}
@@ -122,6 +127,7 @@ class StepTime:
         base = self._tokens(tokens) + self._rows(num_decodes)
         host = traits.host_s(num_decodes, num_decodes)
         least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
+        extra += self._engine.exposed_s(num_decodes, num_decodes)
         entry = base, least, extra, self._decode_times.curve(num_decodes, context or 0)
         self._decodes[num_decodes] = entry
         return entry
@@ -139,17 +145,19 @@ class StepTime:
         for chunk, _ in prefills:
             new_tokens += chunk
         base, launch = self._mixed_bases.get(new_tokens) or self._mixed_base(new_tokens)
-        attention = self._prefill_attention.seconds(prefills)
+        attention = self.prefill_attention(prefills)
         if num_decodes:
-            decoding = self._decode_attention(num_decodes, decode_context)
+            decoding = self.decode_attention(num_decodes, decode_context)
             attention = (attention + decoding) * traits.mixed_attention_factor
         device = base + self._rows(rows) + attention
         if device < launch:
             device = launch
         host = traits.per_step_s + traits.per_seq_s * rows + traits.per_new_token_s * new_tokens
+        engine = self._engine
+        exposed = self._prompt_launch + engine.step_s + engine.seq_s * rows + engine.token_s * new_tokens
         if traits.overlap:
-            return device if device > host else host
-        return device + host
+            return (device if device > host else host) + exposed
+        return device + host + exposed
 
     def _mixed_base(self, new_tokens: int) -> tuple[float, float]:
         """(operators, CPU time to launch) of a batch of *new_tokens* with prefills."""
@@ -157,7 +165,8 @@ class StepTime:
         self._mixed_bases[new_tokens] = entry = self._tokens(tokens), launch
         return entry
 
-    def _decode_attention(self, num_decodes: int, decode_context: int) -> float:
+    def decode_attention(self, num_decodes: int, decode_context: int) -> float:
+        """Seconds of the attention of decoding sequences, over all layers."""
         knots = (self._decodes.get(num_decodes) or self._decode_batch(num_decodes))[3]
         if not num_decodes <= decode_context < 2 ** (len(knots) // KNOTS - 1):
             knots = self._decode_batch(num_decodes, decode_context)[3]
@@ -185,14 +194,25 @@ class StepTime:
         total, floor = np.zeros_like(counts), np.zeros_like(counts)
         for operator in self.operators:
             if (operator.axis == "rows") == (axis == "rows"):
-                total += self._operator_seconds(operator, counts)
+                total += self.operator_seconds(operator, counts)
                 floor += operator.seconds(self._ideal_laws, self._local(operator, counts))
         if axis == "tokens":  # a negative overhead (launches that overlap) cannot hide the work itself
             total = np.maximum(total + self.model.num_layers * self.traits.layer_overhead_s, floor)
         return array("d", [0.0, *total.tolist()])
 
-    def _operator_seconds(self, operator: Operator, counts: Array) -> Array:
-        return np.asarray(floored(operator, self.laws, self._ideal_laws, self._local(operator, counts)))
+    def prefill_attention(self, prefills: Prefills) -> float:
+        """Seconds of the attention of prompt chunks, over all layers."""
+        return self._prefill_attention.seconds(prefills)
+
+    def padded(self, tokens: int, *, mixed: bool) -> int:
+        """Tokens that a batch of *tokens* is padded to."""
+        return self._launch(tokens, mixed=mixed)[0]
+
+    def operator_seconds(self, operator: Operator, counts: Array) -> Array:
+        """Seconds of all executions of *operator* in a step with each of *counts* tokens or rows."""
+        m = self._local(operator, counts)
+        seconds = self._engine.operator_seconds(operator, operator.seconds(self.laws, m), m, self._native_fp4)
+        return np.asarray(np.maximum(seconds, operator.seconds(self._ideal_laws, m)))
 
     def _local(self, operator: Operator, counts: Array) -> Array:
         """What one rank sees of *counts* rows of the replica's batch."""
@@ -206,13 +226,13 @@ class StepTime:
         parts: dict[str, float] = {}
         for operator in self.operators:
             count = np.array([float(rows if operator.axis == "rows" else tokens)])
-            time = float(self._operator_seconds(operator, count)[0])
+            time = float(self.operator_seconds(operator, count)[0])
             parts[operator.family] = parts.get(operator.family, 0.0) + time
         factor = self.traits.mixed_attention_factor if num_decodes and prefills else 1.0
         if prefills:
-            parts["prefill_attention"] = factor * self._prefill_attention.seconds(prefills)
+            parts["prefill_attention"] = factor * self.prefill_attention(prefills)
         if num_decodes:
-            parts["decode_attention"] = factor * self._decode_attention(num_decodes, decode_context)
+            parts["decode_attention"] = factor * self.decode_attention(num_decodes, decode_context)
         parts["layer_overhead"] = self.model.num_layers * self.traits.layer_overhead_s
         parts["host"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
         return parts

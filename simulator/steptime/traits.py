@@ -17,11 +17,14 @@ from typing import Any
 import yaml
 
 from simulator.errors import ConfigurationError, UnknownNameError
+from simulator.steptime.engine_costs import EngineCosts, engine_costs
 
-__all__ = ["LAYER_OVERHEAD_S", "HostTraits", "list_traits", "load_traits"]
+__all__ = ["LAYER_OVERHEAD_S", "HostTraits", "list_traits", "load_traits", "nearest_traits"]
 
 LAYER_OVERHEAD_S = 10e-6
 """Gaps between kernels and kernels that no law covers, per layer, where a profile does not say. Assumed."""
+
+NO_COSTS = EngineCosts()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class HostTraits:
     eager_layer_s: float = 0.0
     layer_overhead_s: float = LAYER_OVERHEAD_S
     mixed_attention_factor: float = 1.0
+    engine: EngineCosts = NO_COSTS
+    """What whole steps take beyond their operators, fitted to serving data."""
     source: str = ""
     status: str = "assumed"
 
@@ -84,16 +89,26 @@ def load_traits(
     ``vllm-0.10.1`` takes the entry that holds until its version, else that of the family. *host* is a
     profile's host block: its ``layer_overhead_s`` replaces the stated default.
     """
-    entry = {name: value for name, value in _file()[_nearest(system)].items() if name != "until"}
+    entry = {name: value for name, value in _file()[nearest_traits(system)].items() if name != "until"}
     entry["graph_sizes"], entry["mixed_graph"] = _graphs(
         entry.pop("graph"), max_num_seqs, max_num_batched_tokens
     )
+    costs = engine_costs(nearest_traits(system))
+    if costs is not None:
+        entry |= {"engine": costs, "layer_overhead_s": costs.layer_s, "status": "fitted"}
+        entry["mixed_attention_factor"] = 1.0 + costs.mixed_attention
+        entry["source"] = f"{entry['source']}; {costs.source}"
     if host is not None:
         entry.setdefault("layer_overhead_s", host.layer_overhead_s)
     return HostTraits(**entry)
 
 
-def _nearest(system: str) -> str:
+def nearest_traits(system: str) -> str:
+    """The entry that describes *system*, which may end in a version. Raises `UnknownNameError`.
+
+    >>> nearest_traits("vllm-0.12.0"), nearest_traits("vllm-0.19")
+    ('vllm-0.11', 'vllm')
+    """
     name = system.lower()
     family, _, version = name.partition("-")
     if name in list_traits():

@@ -12,7 +12,7 @@ from simulator.steptime import HostTraits, list_traits, load_traits
 def test_every_system_has_source_and_status(system):
     traits = load_traits(system)
     assert traits.source
-    assert traits.status in ("measured", "assumed")
+    assert traits.status in ("measured", "fitted", "assumed")
 
 
 def test_vllm_sizes_are_those_of_its_documentation():
@@ -48,8 +48,8 @@ def test_versions_take_the_nearest_name():
         load_traits("sglnag")
 
 
-def test_a_profile_overrides_the_layer_overhead():
-    assert load_traits("vllm", host=SimpleNamespace(layer_overhead_s=2e-5)).layer_overhead_s == 2e-5
+def test_a_profile_states_the_layer_overhead_where_no_fit_does():
+    assert load_traits("lightllm", host=SimpleNamespace(layer_overhead_s=2e-5)).layer_overhead_s == 2e-5
     assert load_traits("ideal", host=SimpleNamespace(layer_overhead_s=2e-5)).layer_overhead_s == 0
 
 
