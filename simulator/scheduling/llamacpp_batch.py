@@ -1,4 +1,4 @@
-"""How llama.cpp cuts a call of the model into micro-batches of ``n_ubatch`` tokens.
+"""The batch of one step of llama.cpp's server, and how a call of the model cuts it into micro-batches.
 
 With a unified KV cache the tokens are taken in order. With one stream per slot a micro-batch is
 rectangular: consecutive slots with the same number of tokens each (`split_simple` and `split_equal` in
@@ -8,13 +8,44 @@ runs the model more than once.
 
 from __future__ import annotations
 
+from collections import deque
+
 from simulator.scheduling.base import Batch
+from simulator.scheduling.llamacpp_slots import Slot
 from simulator.scheduling.request import Request
 
-__all__ = ["Row", "micro_batches"]
+__all__ = ["Part", "Row", "Step", "micro_batches"]
 
 Row = tuple[int, Request, int, int, bool]
 """Slot, request, new tokens, tokens before them, whether it decodes."""
+
+
+class Part:
+    """Tokens of one slot in a step that are still to compute; *whole*: they end its prompt."""
+
+    __slots__ = ("count", "decodes", "slot", "whole")
+
+    def __init__(self, slot: Slot, count: int, *, decodes: bool = False, whole: bool = False) -> None:
+        self.slot = slot
+        self.count = count
+        self.decodes = decodes
+        self.whole = whole
+
+
+class Step:
+    """One pass of the loop: *parts* in batch order, done up to *offset*, and the next call's size."""
+
+    __slots__ = ("n_batch", "offset", "parts", "size")
+
+    def __init__(self, n_batch: int) -> None:
+        self.n_batch = n_batch
+        self.parts: deque[Part] = deque()
+        self.size = 0
+        self.offset = 0
+
+    def add(self, part: Part) -> None:
+        self.parts.append(part)
+        self.size += part.count
 
 
 def micro_batches(rows: list[Row], n_ubatch: int, *, unified: bool) -> list[Batch]:

@@ -107,6 +107,12 @@ class PromptCache:
             self.journal("load", float(kept), most / len(prompt))
         return found
 
+    def clear(self) -> None:
+        """Forget every entry."""
+        self.entries.clear()
+        self._by_head.clear()
+        self.size = self.num_tokens = 0
+
     def take(self, entry: Entry) -> Tokens:
         """Move *entry* out of the cache."""
         self._drop(entry)

@@ -27,6 +27,7 @@ MODULES = (
     "trtllm",
     "llamacpp",
     "lmdeploy",
+    "ollama",
     "static_systems",
     "sarathi",
 )
