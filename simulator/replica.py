@@ -141,7 +141,8 @@ class Replica:
                 else:
                     self._advance(batch, len(durations) - 1)
                 seconds, n = math.fsum(durations), len(durations)
-                self._note_gaps(batch, durations, now)
+                if n > 1:  # a delivery may have ended the sleep with its first iteration
+                    self._note_gaps(batch, durations, now)
             elif self.open:
                 yield timeout(seconds)
             chunks = 0
@@ -302,6 +303,8 @@ class Replica:
             records.input_length[i] = request.prompt_length
             records.replica[i] = self.index
             records.status[i] = WAITING
+            if request.ready:  # the gap to its second token began with the first, on another replica
+                self._since[request] = records.first_token_time[i]
             try:
                 self._admit(request, now)
             except CapacityError as error:

@@ -32,6 +32,8 @@ class Request:
     computed = 0
     """Tokens whose KV exists or is being computed by a scheduled batch."""
     num_blocks = 0
+    ready = 0
+    """Leading tokens whose KV the request brings with it, computed by a prefill pool; its first token is known then."""
     registered = 0
     """Leading blocks whose content is registered in the prefix cache."""
     num_preemptions = 0

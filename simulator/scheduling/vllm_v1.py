@@ -69,6 +69,7 @@ class VllmV1(Scheduler):
     """
 
     quiet = True
+    takes_kv = True
 
     def __init__(
         self,
@@ -321,7 +322,7 @@ class VllmV1(Scheduler):
         while budget > 0 and self._line and len(self.running) < self.max_num_seqs:
             request = self._queue[0][3] if self.by_priority else self.waiting[0]
             hit = self.blocks.match(request, request.target - 1)
-            context = hit.blocks * self.block_size
+            context = max(hit.blocks * self.block_size, request.ready)
             wanted = request.target - context
             if 0 < threshold < wanted:
                 wanted = threshold
@@ -349,7 +350,9 @@ class VllmV1(Scheduler):
     def _start(self, batch: Batch, request: Request, hit: Hit, chunk: int) -> None:
         if hit.blocks:
             self.blocks.touch(request, hit)
-        request.computed = request.cached_tokens = hit.blocks * self.block_size
+        request.computed = request.cached_tokens = max(hit.blocks * self.block_size, request.ready)
+        if request.ready:
+            request.ready = 0  # a preemption loses it
         batch.cached[request] = request.computed
         request.status = RUNNING
         request.order = self._num_admitted

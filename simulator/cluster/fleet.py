@@ -1,0 +1,380 @@
+"""Replicas behind a router that looks at them: pools that grow, shrink, fail and hand requests to each other.
+
+A request arrives, is let in or turned away, and waits at the router until a replica is chosen for it. A prefill
+pool computes the prompt and the first token, which the client gets; the KV then travels over a link and the
+request goes to a decode pool. KV that arrives waits outside the decode replica's memory until the request is
+admitted there. When a replica dies, its requests, and those whose KV it was sending, start again elsewhere or are
+lost; what the client had been sent of a request that starts again does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import simpy
+
+from simulator.cluster.admission import Admission, AdmissionSpec
+from simulator.cluster.link import Link
+from simulator.cluster.pool import Inbox, Member, Paced, Pool, SharingReplica, State
+from simulator.cluster.routers import make_router
+from simulator.errors import ConfigurationError
+from simulator.injection import arrivals
+from simulator.replica import Replica
+from simulator.results import FINISHED, IN_TRANSFER, LOST, REJECTED, WAITING, RecordsBuilder
+from simulator.scheduling import Request
+from simulator.workload import Trace
+
+__all__ = ["Fleet", "Lane"]
+
+
+class Lane:
+    """Pools that a kind of request may go to, and those that wait at the router for one of their replicas."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self.pools = pools
+        self.queue: deque[Request] = deque()
+        self.members: list[Member] = []
+        """Those that can be sent requests now."""
+        self.hope = True
+        """Whether one of them is there or will be."""
+
+
+class Fleet:
+    """The replicas of *pools* and what they do with *trace*.
+
+    *max_tokens*: the limit stated for each request, int64[n]. *link*: bandwidth (B/s), latency (s), ``fair`` or
+    ``fifo``, and whether all prefill replicas share it. *max_retries*: how often a request may start again.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        trace: Trace,
+        max_tokens: np.ndarray[Any, np.dtype[np.int64]],
+        pools: Sequence[Pool],
+        *,
+        router: str = "round-robin",
+        staleness: float = 0.0,
+        imbalance: int = 32,
+        admission: AdmissionSpec | None = None,
+        link: tuple[float, float, str, bool] | None = None,
+        max_retries: int = 3,
+        seed: int = 0,
+        stepped: bool = False,
+    ) -> None:
+        self.env, self.trace, self.max_tokens, self.pools = env, trace, max_tokens, list(pools)
+        self.stepped, self.max_retries, self.seed = stepped, max_retries, seed
+        self.records = RecordsBuilder(len(trace))
+        self.retries = [0] * len(trace)
+        self.injected = self.num_left = 0
+        self.finished = env.event()
+        """Triggered when the last request has left."""
+        self.members: list[Member] = []
+        self.bytes_sent = 0.0
+        self.transfer_seconds: list[float] = []
+        self._outputs = trace.output_length.tolist()
+        self._models: list[str | None] = list(iter(trace.model))
+        self._tenants: list[str | None] = list(iter(trace.tenant))
+        self._source = arrivals(trace, max_tokens)
+        self._admission = Admission(admission) if admission is not None else None
+        self._link_of = link
+        self._links: dict[int | None, Link] = {}
+        self._routers = {
+            stage: make_router(router, trace, seed=seed + i, staleness=staleness, imbalance=imbalance)
+            for i, stage in enumerate(("serve", "decode"))
+        }
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._moving: dict[int, tuple[Request, Member]] = {}
+        if any(p.role == "prefill" for p in self.pools) and int(trace.n.max()) > 1:
+            raise ConfigurationError("prefill pools: requests with n > 1 samples are not modelled there")
+        for pool in self.pools:
+            for _ in range(pool.replicas):
+                self.start(pool, ready=True)
+        self._sleeping = False
+        self._injector = env.process(self._inject())
+
+    # what routers, admission and autoscalers ask
+
+    @property
+    def over(self) -> bool:
+        """Whether every request has left."""
+        return self.num_left == len(self.trace)
+
+    @property
+    def num_inside(self) -> int:
+        """Requests that arrived and have not left."""
+        return self.injected - self.num_left
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait, at the router or in a replica."""
+        waiting = sum(len(lane.queue) for lane in self._lanes.values())
+        return waiting + sum(m.num_waiting for m in self.members if m.state in (State.READY, State.DRAINING))
+
+    def queued(self, pool: Pool) -> int:
+        """Requests that wait at the router for *pool* (among others)."""
+        return sum(len(lane.queue) for lane in self._lanes.values() if pool in lane.pools)
+
+    def of(self, pool: Pool, *states: State) -> list[Member]:
+        """Members of *pool* in one of *states*."""
+        return [m for m in self.members if m.pool is pool and m.state in states]
+
+    # arrivals
+
+    def _inject(self) -> Generator[simpy.Event, Any, None]:
+        source, env = self._source, self.env
+        while True:
+            while source.next_time <= env.now:
+                self._arrive(source.pop())
+            self._sleeping = True
+            with contextlib.suppress(simpy.Interrupt):
+                yield env.event() if source.next_time == math.inf else env.timeout(source.next_time - env.now)
+            self._sleeping = False
+
+    def _arrive(self, request: Request) -> None:
+        i, now, records = request.index, self.env.now, self.records
+        records.arrival_time[i] = request.arrival_time
+        records.input_length[i] = request.prompt_length
+        lane = self._lane("serve", i)
+        if not lane.pools:
+            reason: str | None = f"no pool serves model {self._models[i]}"
+        else:
+            reason = self._admission.refuse(self, self._tenants[i], now) if self._admission else None
+        self.injected += 1
+        records.status[i] = WAITING
+        if reason is not None:
+            self._leave(i, REJECTED, reason)
+        else:
+            self._send(request, lane)
+
+    def _lane(self, stage: str, index: int) -> Lane:
+        code = int(self.trace.model.codes[index])
+        lane = self._lanes.get((stage, code))
+        if lane is None:
+            name = self._models[index]
+            roles = ("decode",) if stage == "decode" else ("serve", "prefill")
+            pools = [p for p in self.pools if p.role in roles and (p.serves is None or name in p.serves)]
+            lane = self._lanes[stage, code] = Lane(pools)
+            self._look_at(lane)
+        return lane
+
+    def _stage(self, lane: Lane) -> str:
+        return "decode" if lane.pools and lane.pools[0].role == "decode" else "serve"
+
+    def _send(self, request: Request, lane: Lane) -> None:
+        """To a replica, or to the end of the router's queue."""
+        if not lane.hope:
+            self._leave(request.index, LOST, "no replica is left to serve it")
+        elif lane.queue or not self._route(request, lane):
+            lane.queue.append(request)
+            limit = self._admission.spec.max_wait if self._admission else None
+            if limit is not None:
+                self.env.process(self._give_up(request, lane, limit))
+
+    def _route(self, request: Request, lane: Lane) -> bool:
+        if not lane.members:
+            return False
+        router = self._routers[self._stage(lane)]
+        member = router.choose(request, lane.members, self.env.now)
+        if member is None:
+            return False
+        member.take(request)
+        router.sent(request, member, self.env.now)
+        return True
+
+    def _give_up(self, request: Request, lane: Lane, limit: float) -> Generator[simpy.Event, Any, None]:
+        yield self.env.timeout(limit)
+        if request in lane.queue:
+            lane.queue.remove(request)
+            self._leave(request.index, REJECTED, f"waited more than {limit:g} s at the router (max_wait)")
+
+    def _drain(self) -> None:
+        """Something changed: those that wait at the router may go."""
+        for lane in self._lanes.values():
+            while lane.queue and self._route(lane.queue[0], lane):
+                lane.queue.popleft()
+
+    # departures
+
+    def _on_left(self, member: Member, index: int, now: float) -> None:
+        """Request *index* is done at *member*."""
+        request = member.outstanding.pop(index)
+        wanted = min(self._outputs[index], int(self.max_tokens[index]))
+        if member.pool.role == "prefill" and self.records.status[index] == FINISHED and wanted > 1:
+            self._hand_over(request, member)
+        else:
+            self._count_out(index)
+        if member.state is State.DRAINING:
+            self._stop_if_empty(member)
+        self._drain()
+
+    def _leave(self, index: int, status: int, reason: str) -> None:
+        self.records.leave(index, status, reason, self.env.now)
+        self._count_out(index)
+
+    def _count_out(self, index: int) -> None:
+        self.num_left += 1
+        before = self._source.next_time
+        self._source.completed(index, self.env.now)
+        if self._source.next_time < before and self._sleeping:
+            self._sleeping = False
+            self._injector.interrupt()
+        if self.over:
+            self.finished.succeed()
+
+    # from prefill to decode
+
+    def _hand_over(self, request: Request, member: Member) -> None:
+        i, records = request.index, self.records
+        records.status[i] = IN_TRANSFER
+        records.finish_time[i] = math.nan
+        records.output_length[i] = 0  # the decode replica counts the whole answer
+        self._moving[i] = request, member
+        self.env.process(self._transfer(request, member))
+
+    def _transfer(self, request: Request, member: Member) -> Generator[simpy.Event, Any, None]:
+        assert self._link_of is not None
+        bandwidth, latency, sharing, shared = self._link_of
+        key = None if shared else member.index
+        if key not in self._links:
+            self._links[key] = Link(self.env, bandwidth, latency, sharing)
+        size, start = request.prompt_length * member.pool.kv_bytes_per_token, self.env.now
+        yield from self._links[key].send(size)
+        if self._moving.get(request.index, (None,))[0] is not request:
+            return  # its source died
+        del self._moving[request.index]
+        self.bytes_sent += size
+        self.transfer_seconds.append(self.env.now - start)
+        self.records.status[request.index] = WAITING
+        ready = self._again(request)
+        ready.ready, ready.generated, ready.target = request.prompt_length, 1, request.prompt_length + 1
+        self._send(ready, self._lane("decode", request.index))
+        if member.state is State.DRAINING:
+            self._stop_if_empty(member)
+
+    def _again(self, request: Request) -> Request:
+        """The request as it came from the client."""
+        i = request.index
+        limit = int(self.max_tokens[i])
+        return self._source.request(
+            i, request.prompt_length, limit, request.arrival_time, request.priority, request.n
+        )
+
+    # members
+
+    def start(
+        self, pool: Pool, *, after: float = 0.0, startup: float | None = None, ready: bool = False
+    ) -> Member:
+        """A new replica of *pool*; its machine is there *after* seconds, and it serves *startup* seconds later."""
+        rank = sum(1 for m in self.members if m.pool is pool)
+        member = Member(len(self.members), rank, pool, self.env.now + after)
+        self.members.append(member)
+        if ready:
+            self._open(member)
+        else:
+            self.env.process(self._come_up(member, after + (pool.startup if startup is None else startup)))
+        self._look()
+        return member
+
+    def _come_up(self, member: Member, delay: float) -> Generator[simpy.Event, Any, None]:
+        yield self.env.timeout(delay)
+        if member.state is State.STARTING:
+            self._open(member)
+            self._look()
+            self._drain()
+
+    def _open(self, member: Member) -> None:
+        pool = member.pool
+        inbox = Inbox(lambda index, now: self._on_left(member, index, now))
+        paced = Paced(pool.steptime, pool.slowdown)
+        kind = SharingReplica if pool.gpus else Replica
+        replica = kind(
+            self.env, pool.make_scheduler(), paced, inbox, self._outputs, self.records,  # type: ignore[arg-type]
+            index=member.index, stepped=self.stepped, open=True,
+        )  # fmt: skip
+        member.open(replica, inbox, paced, self.env.now)
+        if isinstance(replica, SharingReplica):
+            member.working = True
+            replica.on_work = lambda working: self._share(member, working)
+
+    def _share(self, member: Member, working: bool) -> None:
+        """*member* has work or none: its neighbours on the same GPUs get less or more of their time."""
+        member.working = working
+        group = [
+            m for m in self.members
+            if m.pool.gpus == member.pool.gpus and m.rank == member.rank
+            and m.state in (State.READY, State.DRAINING) and m.working
+        ]  # fmt: skip
+        for neighbour in group:
+            neighbour.paced.sharing = len(group)
+            if neighbour is not member:
+                neighbour.replica.deliver()
+
+    def drain(self, member: Member) -> None:
+        """*member* gets nothing more and stops when it is done."""
+        if member.state is State.STARTING:
+            self._stop(member)
+        elif member.state is State.READY:
+            member.state = State.DRAINING
+            self._stop_if_empty(member)
+        self._look()
+
+    def _stop_if_empty(self, member: Member) -> None:
+        if not member.outstanding and all(source is not member for _, source in self._moving.values()):
+            self._stop(member)
+
+    def _stop(self, member: Member) -> None:
+        member.state, member.stop_time = State.STOPPED, max(self.env.now, member.start_time)
+
+    def kill(self, member: Member) -> None:
+        """*member* dies: its requests start again elsewhere, or are lost."""
+        if member.state in (State.STOPPED, State.DEAD):
+            return
+        was_open = member.state is not State.STARTING
+        self._stop(member)
+        member.state = State.DEAD
+        held = list(member.outstanding.values())
+        member.outstanding.clear()
+        for i in [i for i, (_, source) in self._moving.items() if source is member]:
+            held.append(self._moving.pop(i)[0])
+        if was_open:
+            member.replica.die()
+        for router in self._routers.values():
+            router.forget(member)
+        self._look()
+        for request in held:
+            self._retry_or_lose(request, member)
+
+    def _retry_or_lose(self, request: Request, member: Member) -> None:
+        i, records = request.index, self.records
+        if self.retries[i] >= self.max_retries:
+            times = f" after {self.retries[i]} retries" if self.retries[i] else ""
+            self._leave(i, LOST, f"replica {member.name} died{times}")
+            return
+        self.retries[i] += 1
+        records.status[i] = WAITING
+        records.output_length[i] = records.cached_tokens[i] = 0
+        records.first_scheduled_time[i] = records.first_token_time[i] = records.finish_time[i] = math.nan
+        self._send(self._again(request), self._lane("serve", i))
+
+    def reach(self, member: Member, reachable: bool) -> None:
+        """The network between router and *member* is cut or whole. What is there goes on, and answers get out."""
+        member.reachable = reachable
+        self._look()
+        self._drain()
+
+    def _look(self) -> None:
+        for lane in self._lanes.values():
+            self._look_at(lane)
+
+    def _look_at(self, lane: Lane) -> None:
+        mine = [m for m in self.members if m.pool in lane.pools]
+        lane.members = [m for m in mine if m.state is State.READY and m.reachable]
+        lane.hope = any(m.state in (State.READY, State.STARTING) for m in mine)
+        while lane.queue and not lane.hope:
+            self._leave(lane.queue.popleft().index, LOST, "no replica is left to serve it")
