@@ -10,8 +10,9 @@ Blocks of an ended sequence come back late: its flush is queued after the pass i
 by the next one and carried out at the start of the one after that.
 
 Read in deepspeed-mii 0.3.3 (mii/batching/ragged_batching.py) and deepspeed 0.19.8 (inference/v2); its
-recorded decisions are reproduced. Where the release stops with an assertion, because a prompt does not fit
-and all that holds KV has ended but is not flushed yet, this waits for the flush.
+recorded decisions are reproduced. Two things stop the release with an exception and not this: a prompt that
+does not fit while all that holds KV has ended but is not flushed (this waits for the flush), and more prompts
+started by one pass than ``max_tracked_sequences`` leaves room for, which it counts before they run.
 """
 
 from __future__ import annotations
