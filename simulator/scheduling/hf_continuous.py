@@ -23,6 +23,7 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.hf_attempt import Attempt, Notes
 from simulator.scheduling.hf_blocks import SharedBlocks
 from simulator.scheduling.hf_queue import WaitingRequests
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, SWAPPED, Request
@@ -32,51 +33,6 @@ from simulator.scheduling.system import Device, System
 __all__ = ["SYSTEMS", "HfContinuous"]
 
 SAFETY_MARGIN = {"fifo": 0.15, "prefill_first": 0.0}
-
-
-class _Notes:
-    """What the policy keeps about a request: see the fields."""
-
-    __slots__ = ("host_blocks", "prompt", "started", "unhashed")
-
-    def __init__(self, prompt: int) -> None:
-        self.prompt = prompt
-        """Tokens that count as its prompt: after a soft reset also the output so far."""
-        self.unhashed = 0
-        """Full blocks whose step was processed without hashing them (asynchronous batching)."""
-        self.host_blocks = 0
-        self.started = False
-        """Whether it computed anything since it became active."""
-
-
-class _Attempt:
-    """One walk over the candidates: budgets left, and what was scheduled."""
-
-    __slots__ = (
-        "chunks",
-        "decodes",
-        "failed",
-        "fast",
-        "in_margin",
-        "reads",
-        "requests",
-        "rows",
-        "starved",
-        "tokens",
-    )
-
-    def __init__(self, tokens: int, reads: int, requests: int, fast: bool) -> None:
-        self.tokens, self.reads, self.requests = tokens, reads, requests
-        self.fast = fast
-        """Whether all so far can take the decode fast path."""
-        self.in_margin = True
-        self.failed = False
-        """Whether somebody found no free blocks."""
-        self.rows = 0
-        self.decodes: list[Request] | None = []
-        """None: all decoding requests."""
-        self.chunks: list[tuple[Request, int, int]] = []
-        self.starved: list[tuple[Request, int]] = []
 
 
 class HfContinuous(Scheduler):
@@ -141,7 +97,7 @@ class HfContinuous(Scheduler):
                 f" in the {self.capacity} tokens of KV"
             )
         request.max_tokens = min(request.max_tokens, room)
-        request.state = _Notes(request.prompt_length)
+        request.state = Notes(request.prompt_length)
         self.waiting.append(request)
 
     @property
@@ -177,10 +133,10 @@ class HfContinuous(Scheduler):
             batch.notes |= {"found": self._found, "fast": attempt.fast}
         return batch
 
-    def _attempt(self, batch: Batch) -> _Attempt:
+    def _attempt(self, batch: Batch) -> Attempt:
         """Walk over the candidates once."""
         fast = self.fast_length > 0
-        attempt = _Attempt(self.max_batch_tokens, self.capacity, self.max_requests, fast)
+        attempt = Attempt(self.max_batch_tokens, self.capacity, self.max_requests, fast)
         attempt.in_margin = self._in_margin()
         groups = [self._consider_decodes, self._consider_prefills]
         if self.prefill_first:
@@ -202,7 +158,7 @@ class HfContinuous(Scheduler):
 
     # candidates; each of these says whether the walk goes on
 
-    def _consider_decodes(self, batch: Batch, attempt: _Attempt) -> bool:
+    def _consider_decodes(self, batch: Batch, attempt: Attempt) -> bool:
         decoding = self.decoding
         count, need = len(decoding), decoding.blocks_next
         if not count:
@@ -227,10 +183,10 @@ class HfContinuous(Scheduler):
             self._longest_base = max(map(tokens, self.decoding.members), default=0) - iteration
         return self._longest_base + iteration
 
-    def _consider_prefills(self, batch: Batch, attempt: _Attempt) -> bool:
+    def _consider_prefills(self, batch: Batch, attempt: Attempt) -> bool:
         return all(self._consider(batch, attempt, request) for request in list(self._prefilling))
 
-    def _consider_waiting(self, batch: Batch, attempt: _Attempt) -> bool:
+    def _consider_waiting(self, batch: Batch, attempt: Attempt) -> bool:
         if not attempt.in_margin and attempt.rows:
             return False
         if not self.waiting:
@@ -251,7 +207,7 @@ class HfContinuous(Scheduler):
             self.waiting.asked()
         return goes_on
 
-    def _consider_fitting(self, batch: Batch, attempt: _Attempt) -> bool:
+    def _consider_fitting(self, batch: Batch, attempt: Attempt) -> bool:
         """The same where nobody finds cached blocks, asking only those that fit."""
         place = 0
         if attempt.reads < 0 and attempt.tokens > 1 and not self.waiting.num_single:
@@ -266,7 +222,7 @@ class HfContinuous(Scheduler):
         attempt.failed = attempt.failed or (bool(self.waiting) and attempt.reads >= 0)
         return True
 
-    def _consider(self, batch: Batch, attempt: _Attempt, request: Request) -> bool:
+    def _consider(self, batch: Batch, attempt: Attempt, request: Request) -> bool:
         """Schedule *request* if it fits. False: the walk ends here."""
         decodes = request in self.decoding
         if attempt.rows and not (attempt.in_margin or decodes):
@@ -325,11 +281,11 @@ class HfContinuous(Scheduler):
         batch.blocks_swapped_in += request.state.host_blocks
         request.state.host_blocks = 0
 
-    def _decode(self, attempt: _Attempt, request: Request) -> None:
+    def _decode(self, attempt: Attempt, request: Request) -> None:
         assert attempt.decodes is not None
         attempt.decodes.append(request)
 
-    def _compute(self, batch: Batch, attempt: _Attempt, request: Request, chunk: int) -> None:
+    def _compute(self, batch: Batch, attempt: Attempt, request: Request, chunk: int) -> None:
         if request.status is not RUNNING:
             self._activate(batch, request, 0)
         if not request.state.started:
@@ -402,7 +358,7 @@ class HfContinuous(Scheduler):
 
     # what a step leaves behind
 
-    def _launch(self, batch: Batch, attempt: _Attempt) -> None:
+    def _launch(self, batch: Batch, attempt: Attempt) -> None:
         self._take_turns(batch, attempt)
         batch.prefills = attempt.chunks
         for request, chunk, _ in attempt.chunks:
@@ -419,7 +375,7 @@ class HfContinuous(Scheduler):
         batch.repeatable = self._is_steady(batch, attempt)
         self._flight.append(batch)
 
-    def _take_turns(self, batch: Batch, attempt: _Attempt) -> None:
+    def _take_turns(self, batch: Batch, attempt: Attempt) -> None:
         decoding, decodes = self.decoding, attempt.decodes
         if decodes is None:
             decoding.advance()
@@ -437,7 +393,7 @@ class HfContinuous(Scheduler):
         batch.num_decodes = len(decodes)
         batch.decode_context = sum(map(decoding.tokens, decodes))
 
-    def _is_steady(self, batch: Batch, attempt: _Attempt) -> bool:
+    def _is_steady(self, batch: Batch, attempt: Attempt) -> bool:
         """Whether nothing but decoding happens, and nothing else would if it went on."""
         if attempt.decodes is not None or batch.prefills or batch.preempted or not batch.num_decodes:
             return False

@@ -27,69 +27,12 @@ from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
 from simulator.scheduling.trtllm_blocks import ReuseBlock, ReusePool
+from simulator.scheduling.trtllm_capacity import Fitting, Line, place
 from simulator.scheduling.trtllm_chunks import check_policy, cut_prompts
 
 __all__ = ["SYSTEMS", "TensorRtLlm"]
 
 NO_EVICT, MAX_UTILIZATION, STATIC = "GUARANTEED_NO_EVICT", "MAX_UTILIZATION", "STATIC_BATCH"
-
-
-def _place(request: Request) -> int:
-    return request.order
-
-
-class _Fitting:
-    """What the capacity pass lets through; *decodes* None: all generating requests."""
-
-    __slots__ = ("contexts", "decodes", "ordered", "paused", "skipped")
-
-    def __init__(self) -> None:
-        self.decodes: list[Request] | None = None
-        self.contexts: list[Request] = []
-        self.ordered: list[Request] | None = None
-        """Both in the order in which tokens are handed out; None: the generating ones first."""
-        self.paused: list[Request] = []
-        self.skipped = False
-
-
-class _Line:
-    """The active requests in order, of which the last started ones can be cut off with all behind them."""
-
-    __slots__ = ("_at", "_contexts", "_started", "_waiting")
-
-    def __init__(self, started: list[Request], contexts: list[Request]) -> None:
-        self._started = sorted(started, key=_place)
-        self._at = 0
-        self._contexts = iter(contexts)
-        self._waiting = self._next_waiting()
-
-    def _next_waiting(self) -> Request | None:
-        return next((request for request in self._contexts if request.status is not RUNNING), None)
-
-    def current(self) -> Request | None:
-        """The request whose turn it is."""
-        if self._at < len(self._started):
-            request = self._started[self._at]
-            if self._waiting is None or request.order < self._waiting.order:
-                return request
-        return self._waiting
-
-    def move(self) -> None:
-        """Go on to the next request."""
-        if self.current() is self._waiting:
-            self._waiting = self._next_waiting()
-        else:
-            self._at += 1
-
-    def cut(self) -> Request | None:
-        """The last started request, from the current one on; it and all behind it get no turn."""
-        if self._at == len(self._started):
-            return None
-        victim = self._started.pop()
-        if self._waiting is not None and self._waiting.order > victim.order:
-            self._waiting = None
-        self._contexts = (request for request in self._contexts if request.order < victim.order)
-        return victim
 
 
 class TensorRtLlm(Scheduler):
@@ -200,25 +143,25 @@ class TensorRtLlm(Scheduler):
             batch.notes = self._notes(fitting, contexts)
         return batch if batch.prefills or batch.num_decodes or batch.preempted else None
 
-    def _notes(self, fitting: _Fitting, contexts: list[tuple[Request, int]]) -> dict[str, object]:
+    def _notes(self, fitting: Fitting, contexts: list[tuple[Request, int]]) -> dict[str, object]:
         count = len(fitting.contexts) + len(self.decoding if fitting.decodes is None else fitting.decodes)
         return {"fitting": count, "budgeted": dict(contexts)}
 
     # capacity: who may run
 
-    def _fitting(self) -> _Fitting:
+    def _fitting(self) -> Fitting:
         if self.policy == MAX_UTILIZATION:
             return self._use_fully()
-        fitting = _Fitting()
+        fitting = Fitting()
         if self.explicit:
-            fitting.decodes = sorted(self.decoding.members, key=_place)
+            fitting.decodes = sorted(self.decoding.members, key=place)
         if self.policy == NO_EVICT:
             self._guarantee(fitting, skip=self.blocks.reuse)
         elif not self.decoding.members:
             self._guarantee(fitting, skip=False)
         return fitting
 
-    def _guarantee(self, fitting: _Fitting, *, skip: bool) -> None:
+    def _guarantee(self, fitting: Fitting, *, skip: bool) -> None:
         """Prompts in order while their blocks to the end fit beside those of the generating requests."""
         free = self.blocks.free - (self._owed - self._held)
         seen = self._being_computed() if skip else set()
@@ -253,13 +196,13 @@ class TensorRtLlm(Scheduler):
 
     # capacity: maximum utilization
 
-    def _use_fully(self) -> _Fitting:
-        fitting = _Fitting()
+    def _use_fully(self) -> Fitting:
+        fitting = Fitting()
         if self.explicit or self.lookahead > 1 or not self._admit_behind(fitting):
             fitting = self._walk()
         return fitting
 
-    def _admit_behind(self, fitting: _Fitting) -> bool:
+    def _admit_behind(self, fitting: Fitting) -> bool:
         """Everybody who has started fits and prompts follow in order; False: it is not as simple as that."""
         need, free = self.decoding.blocks_next, self.blocks.free
         if need > free or len(self.decoding) > self.max_num_tokens:
@@ -280,10 +223,10 @@ class TensorRtLlm(Scheduler):
             fitting.contexts.append(request)
         return True
 
-    def _walk(self) -> _Fitting:
+    def _walk(self) -> Fitting:
         """The pass as it is: where a request does not fit, the last started one behind it is paused."""
-        fitting = _Fitting()
-        line = _Line([*self.decoding.members, *self._partial], self._contexts)
+        fitting = Fitting()
+        line = Line([*self.decoding.members, *self._partial], self._contexts)
         seen = self._being_computed() if self.blocks.reuse else set()
         released: dict[ReuseBlock, int] = {}
         free = self.blocks.free
@@ -325,7 +268,7 @@ class TensorRtLlm(Scheduler):
 
     # micro batch: who runs now
 
-    def _hand_out(self, fitting: _Fitting) -> tuple[list[Request] | None, list[tuple[Request, int]]]:
+    def _hand_out(self, fitting: Fitting) -> tuple[list[Request] | None, list[tuple[Request, int]]]:
         """Generating requests (None: all) and prompts with their tokens."""
         if fitting.decodes is None and len(self.decoding) <= self.max_num_tokens:
             contexts = self._pick(fitting.contexts, len(self.decoding))[1]
@@ -333,7 +276,7 @@ class TensorRtLlm(Scheduler):
         if fitting.ordered is None:
             decodes = fitting.decodes
             if decodes is None:
-                decodes = sorted(self.decoding.members, key=_place)
+                decodes = sorted(self.decoding.members, key=place)
             fitting.ordered = [*decodes, *fitting.contexts]
         return self._pick(fitting.ordered, 0)
 
@@ -376,7 +319,7 @@ class TensorRtLlm(Scheduler):
             self._leave(request)
             tokens = request.computed
             request.target = request.prompt_length + request.generated
-            insort(self._contexts, request, key=_place)
+            insort(self._contexts, request, key=place)
         self._partial.pop(request, None)
         del self.running[request]
         self.blocks.release(request, tokens, returns=True)
@@ -445,7 +388,7 @@ class TensorRtLlm(Scheduler):
 
     def commit(self, batch: Batch, ended: Iterable[Request], now: float) -> None:
         done = set()
-        for request in sorted(ended, key=_place):
+        for request in sorted(ended, key=place):
             self._finish(request)
             done.add(request)
         if self.blocks.reuse:
