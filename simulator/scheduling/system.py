@@ -28,8 +28,13 @@ MODULES = (
     "llamacpp",
     "lmdeploy",
     "ollama",
+    "turbomind",
     "static_systems",
     "sarathi",
+    "mlc_llm",
+    "rtp_llm",
+    "onnxruntime_genai",
+    "xinference",
 )
 """Modules of this package that define ``SYSTEMS``."""
 

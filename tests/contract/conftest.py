@@ -31,6 +31,7 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "llama.cpp": {"n_parallel": 6, "n_batch": 64, "n_ubatch": 32},
     "lmdeploy": {"max_batch_size": 6, "max_prefill_token_num": 64, "session_len": 160},
     "ollama": {"num_parallel": 3, "num_batch": 32, "load_seconds": 0.5, "keep_alive": 1.0},
+    "lmdeploy-turbomind": {"max_batch_size": 6, "max_prefill_token_num": 64, "session_len": 160},
     "llama-cpp-python": {"n_batch": 32},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
@@ -42,11 +43,14 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "fastertransformer": {"max_batch_size": 6},
     "ctranslate2": {"max_batch_size": 6},
     "sarathi": {"chunk_size": 64},
+    "mlc-llm": {"kv_cache_page_size": 4, "max_num_sequence": 6, "prefill_chunk_size": 64},
+    "rtp-llm": {"seq_size_per_block": 4, "max_generate_batch_size": 6, "max_seq_len": 160},
+    "onnxruntime-genai": {"max_batch_size": 6, "max_scheduled_tokens": 64},
     "triton": {"max_batch_size": 6, "preferred_batch_size": (2, 4), "max_queue_delay_microseconds": 50_000},
 }
 """The same for systems whose limits have names of their own."""
 
-BLOCK_SIZES = ("block_size", "page_size", "kv_block_size", "tokens_per_block")
+BLOCK_SIZES = ("block_size", "page_size", "kv_block_size", "tokens_per_block", "kv_cache_page_size", "seq_size_per_block")
 """What systems call the size of a block."""
 
 TOKENS = 240
