@@ -27,6 +27,8 @@ class Row:
     start: int
     blocks: Int32
     num_logits: int = 1
+    idle: bool = False
+    """Computed for nothing, as in a padded batch: it writes no KV and gives no logits."""
 
 
 @dataclass
@@ -69,6 +71,8 @@ def pack(rows: Sequence[Row], block_size: int) -> BatchInput:
     table = _table([rows[i].blocks for i in order])
     row_of = np.repeat(np.arange(len(order)), lengths)
     slots = table[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    idle = np.repeat(np.array([rows[i].idle for i in order], dtype=bool), lengths)
+    slots[idle] = -1
     wanted = [np.arange(end - rows[i].num_logits, end) for i, end in zip(order, ends) if rows[i].num_logits]
     return BatchInput(
         tokens=tokens,

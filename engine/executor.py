@@ -71,6 +71,7 @@ class Executor(Intake):
         self.recomputed_tokens = 0
         """Tokens that a policy without block numbers took for cached, and that were computed again."""
         self._in_flight: deque[Plan] = deque()
+        self._held: dict[Sequence, None] = {}
         self._prefix_queries = self._prefix_hits = 0
         self._wait_until: float | None = None
 
@@ -83,7 +84,7 @@ class Executor(Intake):
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self.live or self._in_flight)
+        return bool(self.live or self._in_flight or self._held)
 
     @property
     def wait_until(self) -> float | None:
@@ -110,7 +111,7 @@ class Executor(Intake):
         self._fill(1)
         self.idle = not self._in_flight
         if self.idle:
-            return []
+            return self._hold([])
         plan = self._in_flight[0]
         self._launch(plan)
         self._fill(self.scheduler.depth)
@@ -145,6 +146,11 @@ class Executor(Intake):
             if request not in self.live and request.payload.request is not request:
                 parent = request.payload
                 plan.children.setdefault(parent, []).append(self._child(parent, request))
+        for request, reason in batch.rejected:
+            for sequence in list(request.payload.group):
+                plan.dropped += self._drop(sequence, reason)
+        for request, reason in batch.failed:
+            plan.dropped += self._drop(request.payload, reason)
         return plan
 
     def _launch(self, plan: Plan) -> None:
@@ -175,7 +181,19 @@ class Executor(Intake):
             sequence = request.payload
             drawing = [sequence, *plan.children.get(sequence, ())] if request in joining else []
             self._row(forward, sequence, context, context + chunk, drawing)
+        self._idle_rows(forward, batch)
         return forward
+
+    def _idle_rows(self, forward: Forward, batch: Batch) -> None:
+        """What a static batch computes for nothing: rows of ended sequences, and prompts padded to the longest."""
+        if not forward.rows or not (batch.idle_rows or batch.padded_tokens):
+            return
+        longest = max(forward.rows, key=lambda row: len(row.tokens))
+        short = [len(longest.tokens) - len(row.tokens) for row in forward.rows] if batch.padded_tokens else []
+        padding = [Row([0] * count, 0, longest.blocks, 0, idle=True) for count in short if count]
+        ended = Row(longest.tokens[-1:], longest.start, longest.blocks, 0, idle=True)
+        forward.rows += padding + [ended] * batch.idle_rows
+        forward.targets += [None] * (len(forward.rows) - len(forward.targets))
 
     def _row(
         self, forward: Forward, sequence: Sequence, start: int, stop: int, drawing: list[Sequence]
@@ -208,20 +226,29 @@ class Executor(Intake):
 
     def _land(self, plan: Plan) -> list[Sequence]:
         """Wait for the tokens, hand them out, tell the policy who has ended."""
-        touched: list[Sequence] = []
+        touched = plan.dropped
         for forward in plan.forwards:
             touched += self._deliver(forward)
             if forward.rows:
                 self.runner.finish()
-        for request, reason in plan.batch.rejected:
-            for sequence in list(request.payload.group):
-                touched += self._drop(sequence, reason)
         ended = [s.request for s in touched if s.finished and s.request in self.live]
         self._in_flight.popleft()
         self.scheduler.commit(plan.batch, ended, self.clock())
         for request in ended:
             self.pages.free(self.live.pop(request))
-        return touched
+        return touched if self.scheduler.delivery == "step" else self._hold(touched)
+
+    def _hold(self, touched: list[Sequence]) -> list[Sequence]:
+        """A static batch hands out all its tokens when its last sequence has ended."""
+        self._held.update(dict.fromkeys(touched))
+        if self.scheduler.num_running or not self._held:
+            return []
+        held, now = [s for s in self._held if s.finish_reason != "abort"], self.clock()
+        self._held.clear()
+        for sequence in held:
+            if sequence.num_output:
+                sequence.times.first_token = sequence.times.last_token = now
+        return held
 
     def _deliver(self, forward: Forward) -> list[Sequence]:
         if forward.tokens is None or forward.logits is None:

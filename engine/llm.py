@@ -105,7 +105,7 @@ class LLM:
         executor = self.executor
         while executor.has_work:
             executor.step()
-            if not executor.idle:
+            if not executor.idle or not executor.has_work:
                 continue
             if executor.wait_until is None:
                 stats = executor.stats()

@@ -41,4 +41,6 @@ class Plan:
 
     batch: Batch
     children: dict[Sequence, list[Sequence]] = field(default_factory=dict)
+    dropped: list[Sequence] = field(default_factory=list)
+    """Sequences that the policy turned away or gave up."""
     forwards: list[Forward] = field(default_factory=list)

@@ -179,14 +179,16 @@ class _Run:
     def _step(self) -> None:
         began = self.clock()
         touched = self.executor.step()
-        if self.executor.idle:
-            self._sleep()
-            return
-        self.clock.stepped()
+        if not self.executor.idle:
+            self.clock.stepped()
         ended = self.clock()
         for sequence in touched:
             if sequence.index == 0:
                 self._note(self._of_sequence[id(sequence.group)], sequence, ended)
+        if self.executor.idle:
+            if self.executor.has_work:
+                self._sleep()
+            return
         timings = self.executor.runner.timings
         step = StepTrace(
             began - self.start, ended - self.start, timings[-1] if timings else None, self.executor.stats()
@@ -196,8 +198,8 @@ class _Run:
             self.on_step(step)
 
     def _note(self, trace: RequestTrace, sequence: Sample, now: float) -> None:
-        if sequence.error is None:
-            trace.token_times.append(now - self.start)
+        new = sequence.num_output - len(trace.token_times)  # several where a static batch is handed out
+        trace.token_times += [now - self.start] * new
         if sequence.times.scheduled is not None:
             trace.scheduled = sequence.times.scheduled - self.start
         if sequence.finished:

@@ -58,3 +58,20 @@ def test_the_http_front_needs_no_torch() -> None:
     pytest.importorskip("fastapi")
     code = "import sys; sys.modules['torch'] = None; import engine.server, engine; engine.SamplingParams(n=2)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_static_batch_computes_its_padding_and_is_handed_out_at_its_end() -> None:
+    """Prompts of 8 and 3 tokens, answers of 2 and 5: a rectangle of 16 tokens, then four steps of two rows."""
+    llm = LLM(
+        TINY, system="hf-static", scheduler_options={"max_batch_size": 2}, num_gpu_blocks=100, block_size=4
+    )
+    jobs = [([5] * 8, 2), ([6] * 3, 5), ([7] * 4, 1)]
+    run = replay(llm.executor, [Arrival(0.0, p, greedy(n)) for p, n in jobs], RecordedClock([1.0]))
+    assert [request.token_times for request in run.requests] == [[5.0] * 2, [5.0] * 5, [6.0]]
+    shapes = [(s.timing.num_decodes, s.timing.num_tokens) for s in run.steps if s.timing is not None]
+    assert shapes == [(0, 16), (2, 2), (2, 2), (2, 2), (2, 2), (0, 4)]
+    alone = LLM(TINY, num_gpu_blocks=100, block_size=4).generate(
+        [p for p, _ in jobs], [greedy(n) for _, n in jobs]
+    )
+    again = llm.generate([p for p, _ in jobs], [greedy(n) for _, n in jobs])
+    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in alone]
