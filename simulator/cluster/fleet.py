@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,9 @@ class Fleet:
         self.finished = env.event()
         """Triggered when the last request has left."""
         self.members: list[Member] = []
+        self.departures: list[tuple[float, int]] = []
+        """When each request left, and which."""
+        self._watchers: list[Callable[[Member], object]] = []
         self.bytes_sent = 0.0
         self.transfer_seconds: list[float] = []
         self._outputs = trace.output_length.tolist()
@@ -219,6 +222,7 @@ class Fleet:
 
     def _count_out(self, index: int) -> None:
         self.num_left += 1
+        self.departures.append((self.env.now, index))
         before = self._source.next_time
         self._source.completed(index, self.env.now)
         if self._source.next_time < before and self._sleeping:
@@ -298,9 +302,17 @@ class Fleet:
             index=member.index, stepped=self.stepped, open=True,
         )  # fmt: skip
         member.open(replica, inbox, paced, self.env.now)
+        for tell in self._watchers:
+            tell(member)
         if isinstance(replica, SharingReplica):
             member.working = True
             replica.on_work = lambda working: self._share(member, working)
+
+    def on_open(self, tell: Callable[[Member], object]) -> None:
+        """Call *tell* for every replica that serves, now or later."""
+        self._watchers.append(tell)
+        for member in [m for m in self.members if m.state is State.READY]:
+            tell(member)
 
     def _share(self, member: Member, working: bool) -> None:
         """*member* has work or none: its neighbours on the same GPUs get less or more of their time."""
@@ -330,14 +342,21 @@ class Fleet:
 
     def _stop(self, member: Member) -> None:
         member.state, member.stop_time = State.STOPPED, max(self.env.now, member.start_time)
+        if member.successor is not None:
+            pool, switch = member.successor
+            self.start(pool, startup=switch)
 
-    def kill(self, member: Member) -> None:
-        """*member* dies: its requests start again elsewhere, or are lost."""
+    def convert(self, member: Member, pool: Pool, switch: float) -> None:
+        """When *member* has finished what it has, its machine serves in *pool*, *switch* seconds later."""
+        member.successor = pool, switch
+        self.drain(member)
+
+    def kill(self, member: Member, repair: float | None = None) -> None:
+        """*member* dies: its requests start again elsewhere, or are lost. *repair*: s until a new machine is there."""
         if member.state in (State.STOPPED, State.DEAD):
             return
         was_open = member.state is not State.STARTING
-        self._stop(member)
-        member.state = State.DEAD
+        member.state, member.stop_time = State.DEAD, max(self.env.now, member.start_time)
         held = list(member.outstanding.values())
         member.outstanding.clear()
         for i in [i for i, (_, source) in self._moving.items() if source is member]:
@@ -346,6 +365,8 @@ class Fleet:
             member.replica.die()
         for router in self._routers.values():
             router.forget(member)
+        if repair is not None:
+            self.start(member.pool, after=repair)
         self._look()
         for request in held:
             self._retry_or_lose(request, member)

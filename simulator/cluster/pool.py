@@ -38,7 +38,7 @@ class Pool:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight by SLO class, for the router that looks at it."""
     num_gpus: int = 1
-    """GPUs of one replica; a fraction where it has part of one."""
+    """GPUs of one replica."""
     gpu: str = ""
     share: float = 1.0
     """Part of its GPUs that a replica occupies, for the bill."""
@@ -143,8 +143,8 @@ class Member:
         self.reachable = self.working = True
         self.outstanding: dict[int, Request] = {}
         """What was sent here and has not left, by index in the trace."""
-        self.moved = False
-        """Whether its machine goes on in another pool, so that it is not billed twice."""
+        self.successor: tuple[Pool, float] | None = None
+        """The pool that its machine goes on to serve in, and s that the change takes."""
 
     @property
     def name(self) -> str:
