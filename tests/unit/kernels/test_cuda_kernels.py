@@ -107,13 +107,17 @@ def test_a_device_with_little_shared_memory_is_named(emulated):
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """The compiler's report for the two architectures, and the library."""
-    output = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    command = building.command(NVCC, building.ARCHITECTURES, output, "-Xptxas", "-v")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[:2000]
-    return done.stderr, output
+def compiled(pytestconfig):
+    """The compiler's report for the two architectures, and the library; kept until sources or flags change."""
+    folder = pytestconfig.cache.mkdir("kernels")
+    key = building._key(NVCC, (*building.ARCHITECTURES, "verbose"))
+    output, report = folder / f"{key}.so", folder / f"{key}.txt"
+    if not report.exists():
+        command = building.command(NVCC, building.ARCHITECTURES, output, "-Xptxas", "-v")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:2000]
+        report.write_text(done.stderr)
+    return report.read_text(), output
 
 
 @needs_nvcc
