@@ -77,6 +77,7 @@ class Lmdeploy(Scheduler):
         self._short_turns = 0
         self._long: Request | None = None  # a long prompt between its chunks
         self._last: str | None = None  # the latest forward
+        self._tried = False  # whether the latest decision wanted a prefill, if in vain
         self._num_requests = 0
         # Blocks that a sequence joins with are full at a known decode iteration, and from then on it needs one every
         # `block_size` iterations. All that is due up to iteration `_grown` has been taken.
@@ -126,7 +127,7 @@ class Lmdeploy(Scheduler):
 
     def _choose(self, batch: Batch, decision: Decision) -> str | None:
         """Fill *batch*; returns what kind of forward it is. None: there is nothing to compute."""
-        prefill = self._wants_prefill()
+        self._tried = prefill = self._wants_prefill()
         kind: str | None = None
         deferred = blocked = tried_long = tried_short = False
         if self._long is not None:
@@ -389,8 +390,8 @@ class Lmdeploy(Scheduler):
         if self.line:
             if not self._tries_to_prefill():
                 limit = min(limit, self.interval - self._decisions)
-            elif self.memory.prefix_caching:
-                return 1  # an attempt touches what it finds
+            elif self.memory.prefix_caching or not self._tried:
+                return 1  # the next attempt may succeed, or touches what it finds
         if self.memory.prefix_caching:
             return 1 + self._until_growth(limit)
         return 1 + self.decoding.iterations_within(self.memory.num_free, limit)
