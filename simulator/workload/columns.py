@@ -48,6 +48,9 @@ class Categorical(NamedTuple):
     def __iter__(self) -> Iterator[Any]:
         return (None if code < 0 else self.names[code] for code in self.codes.tolist())
 
+    def __reduce__(self) -> tuple[type[Categorical], tuple[NDArray[np.int32], tuple[str, ...]]]:
+        return Categorical, (self.codes, self.names)  # a tuple would be pickled by iterating over the names
+
     def __getitem__(self, index: Any) -> Any:
         """The name of request *index*, or None."""
         code = self.codes[index]
