@@ -22,6 +22,8 @@ __all__ = ["SystemChoice", "find_gpu", "find_model", "find_precision", "find_ser
 FORMS = ("sxm", "pcie", "nvl")
 FORM_WORDS = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm"}
 NOT_CHIP = re.compile(r"\d+gb|sxm\d?|pcie|nvl|server")
+HOST_MEMORY = 2.0
+"""Times the largest device memory of a chip, beyond which a label's gigabytes are not the device's."""
 BRANDS = ("nvidia", "amd", "geforce", "instinct", "tesla")
 
 
@@ -44,6 +46,8 @@ def find_gpu(label: str) -> str:
     fitting = [name for name in list_profiles() if _fits(name, words, form)]
     if not fitting:
         raise UnknownNameError("gpu", label, list_profiles())
+    if size is not None and size > HOST_MEMORY * max(_memory(name) for name in fitting):
+        size = min(int(_memory(name)) for name in fitting)  # a superchip's label states the memory of its CPU
     return min(fitting, key=lambda name: _distance(name, form, size))
 
 
@@ -61,8 +65,12 @@ def _fits(name: str, words: set[str], form: str | None) -> bool:
 def _distance(name: str, form: str | None, size: int | None) -> tuple[int, float, bool]:
     """Most words of the chip first, then the memory, then SXM where the label does not say."""
     chip = [word for word in name.split("-") if not NOT_CHIP.fullmatch(word)]
-    memory = float(name.rsplit("-", 1)[1].removesuffix("gb"))
-    return -len(chip), 0.0 if size is None else abs(memory - size), "sxm" not in name
+    return -len(chip), 0.0 if size is None else abs(_memory(name) - size), "sxm" not in name
+
+
+def _memory(name: str) -> float:
+    """GB, from the name of a profile."""
+    return float(name.rsplit("-", 1)[1].removesuffix("gb"))
 
 
 @cache

@@ -19,8 +19,10 @@ __all__ = ["ServingScore", "predict_case", "score_cases", "summarize_serving"]
 
 GROUP = ("metric", "gpu", "system", "dtype")
 MS = 1e3
-BEHIND_FRONT_END = ("closed_loop", "online_open_loop")
-"""Loads that a client sends over HTTP; the others are handed to the engine in its own process."""
+NORMAL_90 = 1.6449
+"""90 % of a standard normal lie within this of nought."""
+BEHIND_FRONT_END = ("closed_loop",)
+"""Loads whose front end the fitted cost of a request describes."""
 
 
 @dataclass
@@ -39,6 +41,16 @@ def predict_case(case: Case) -> dict[str, float]:
         reason, count = next(iter(result.rejections.items()))
         raise SimError(f"{count} of {len(case.trace)} requests rejected: {reason.split(':')[0]}")
     return {metric: METRICS[metric](result, case) for metric in case.measured}
+
+
+def _covered(case: Case, metric: str, predicted: float) -> float:
+    """1 or 0: whether the 90 % interval holds the measured value; NaN for a metric without a spread of its own."""
+    if metric not in ("ttft", "tpot"):
+        return np.nan
+    resolved = case.resolve()
+    spread = resolved.steptime.traits.engine.spread_for(resolved.profile.name, resolved.model.name)
+    width = NORMAL_90 * (spread.ttft if metric == "ttft" else spread.step)
+    return float(abs(np.log(predicted / case.measured[metric])) <= width)
 
 
 def _latency(name: str) -> Callable[[Result, Case], float]:
@@ -103,7 +115,7 @@ def score_cases(cases: Iterable[Case], progress: Callable[[], None] | None = Non
 
 
 def _row_names() -> tuple[str, ...]:
-    return (*GROUP, "load_type", "label", "group", "measured", "predicted", "ape")
+    return (*GROUP, "load_type", "label", "group", "measured", "predicted", "ape", "covered")
 
 
 def _row(case: Case, metric: str, predicted: float) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def _row(case: Case, metric: str, predicted: float) -> dict[str, Any]:
         "measured": measured,
         "predicted": predicted,
         "ape": abs(predicted / measured - 1.0),
+        "covered": _covered(case, metric, predicted),
     }
 
 

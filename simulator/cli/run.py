@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +135,14 @@ def run(
     metric_percentiles: Annotated[
         str, typer.Option(help="Percentiles to print.", rich_help_panel=OUTPUT)
     ] = "99",
+    intervals: Annotated[
+        int | None,
+        typer.Option(
+            help="Repeat with step times drawn from their uncertainty: an interval on every metric.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Probability of the intervals.", rich_help_panel=OUTPUT)] = 0.9,
     out: Annotated[Path | None, typer.Option(help="Write a run directory.", rich_help_panel=OUTPUT)] = None,
     save_detailed: Annotated[
         bool,
@@ -145,6 +154,7 @@ def run(
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
+    from simulator.intervals import simulate_with_intervals
     from simulator.results import check_replaceable, format_table, parse_goodput, write_run
     from simulator.simulation import simulate
 
@@ -156,7 +166,8 @@ def run(
     requests = _trace(options)
     if not quiet:
         _print_header(resolved, requests)
-    result = _with_progress(simulate, quiet)(
+    run_once = simulate if intervals is None else partial(simulate_with_intervals, n=intervals, level=level)
+    result = _with_progress(run_once, quiet or intervals is not None)(
         requests,
         resolved,
         seed=seed,

@@ -48,6 +48,7 @@ def serving(
     score = _with_bar(score_cases, cases)
     groups = summarize_serving(score.rows)
     _print(score, groups)
+    _print_coverage(score.rows)
     for part in found:
         score.skipped.update(part.skipped)
     for reason, count in sorted(score.skipped.items()):
@@ -95,6 +96,13 @@ def _print(score: ServingScore, groups: list[dict[str, Any]]) -> None:
         names = [str(group.get(name, "")) for name in ("metric", "gpu", "system", "dtype", "load_type")]
         table.add_row(*names, str(group["rows"]), *errors)
     console().print(table)
+
+
+def _print_coverage(rows: pd.DataFrame) -> None:
+    known = rows.dropna(subset=["covered"])
+    for metric, part in known.groupby("metric", sort=True):
+        share = 100 * part["covered"].mean()
+        typer.echo(f"{metric}: the 90 % interval holds {share:.1f} % of {len(part)} measured values")
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:

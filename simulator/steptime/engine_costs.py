@@ -18,8 +18,19 @@ import yaml
 
 from simulator.steptime.operators import Operator
 
-__all__ = ["EngineCosts", "engine_costs", "engine_costs_file", "moe_law"]
+__all__ = ["EngineCosts", "Spread", "engine_costs", "engine_costs_file", "moe_law"]
 
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of ln(measured / predicted): of step times (TPOT), and of TTFT."""
+
+    step: float
+    ttft: float
+
+
+UNFITTED = Spread(0.25, 0.5)
+"""Of engines without serving measurements. Assumed: about twice that of the fitted ones."""
 QUANTISED = ("fp8", "fp4")
 """Products that quantise their activations."""
 
@@ -34,8 +45,9 @@ class EngineCosts:
     tokenisation, queueing) before the scheduler sees it. *mixed_attention*: extra attention of a batch of
     prompts and decodes, as a share. *fused_quantisation_s*: saved per quantised product, whose law includes a
     separate kernel for the activations. *gemm*, *moe*: this system's kernels over the profile's law, by law;
-    *attention* likewise. *moe_token_s*: routing and dequantisation per token, layer and GPU, by law. *spread*,
-    *ttft_spread*: standard deviation of ln(measured / predicted) TPOT and TTFT between configurations.
+    *attention* likewise. *moe_token_s*: routing and dequantisation per token, layer and GPU, by law. *spread*: how far
+    predictions are off for a (gpu, model) that the fit has not seen; *spread_seen*: for other configurations of one
+    it has, which are listed in *seen*.
     """
 
     step_s: float = 0.0
@@ -51,13 +63,18 @@ class EngineCosts:
     gemm: Mapping[str, float] = field(default_factory=dict)
     moe: Mapping[str, float] = field(default_factory=dict)
     moe_token_s: Mapping[str, float] = field(default_factory=dict)
-    spread: float = 0.0
-    ttft_spread: float = 0.0
+    spread: Spread = UNFITTED
+    spread_seen: Spread = UNFITTED
+    seen: tuple[str, ...] = ()
     source: str = ""
 
     def exposed_s(self, rows: int, new_tokens: int) -> float:
         """Host work of a step that the device waits for."""
         return self.step_s + self.seq_s * rows + self.token_s * new_tokens
+
+    def spread_for(self, gpu: str, model: str) -> Spread:
+        """How far a prediction for *model* on *gpu* is off."""
+        return self.spread_seen if f"{gpu}/{model}" in self.seen else self.spread
 
     def operator_seconds(self, operator: Operator, law: Any, m: Any, native_fp4: bool) -> Any:
         """*law* seconds of all executions of *operator* on *m* rows, as this engine's kernels run it."""
@@ -85,7 +102,10 @@ def moe_law(dtype: str, native_fp4: bool) -> str:
 def engine_costs(system: str) -> EngineCosts | None:
     """The costs of the traits entry *system*, if they were fitted."""
     entry = engine_costs_file().get("systems", {}).get(system)
-    return None if entry is None else EngineCosts(**entry)
+    if entry is None:
+        return None
+    spreads = {name: Spread(**entry[name]) for name in ("spread", "spread_seen")}
+    return EngineCosts(**{**entry, **spreads, "seen": tuple(entry["seen"])})
 
 
 @cache

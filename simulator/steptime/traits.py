@@ -97,6 +97,8 @@ def load_traits(
     if costs is not None:
         entry |= {"engine": costs, "layer_overhead_s": costs.layer_s, "status": "fitted"}
         entry["mixed_attention_factor"] = 1.0 + costs.mixed_attention
+        if not entry["overlap"]:  # all its host work is exposed, and so among the fitted costs
+            entry |= {"per_step_s": 0.0, "per_seq_s": 0.0, "per_new_token_s": 0.0}
         entry["source"] = f"{entry['source']}; {costs.source}"
     if host is not None:
         entry.setdefault("layer_overhead_s", host.layer_overhead_s)
