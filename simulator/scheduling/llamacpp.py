@@ -32,6 +32,7 @@ from simulator.scheduling.llamacpp_slots import (
     Completion,
     Slot,
 )
+from simulator.scheduling.offloading import CPU, cpu_layers
 from simulator.scheduling.request import FINISHED, RUNNING, Request
 from simulator.scheduling.system import System
 from simulator.scheduling.token_runs import Tokens
@@ -375,6 +376,8 @@ SYSTEMS = (
         traits="llamacpp",
         capacity="num_kv_cells",
         capacity_in_tokens=True,
+        offload=cpu_layers,
+        offload_options=CPU,
     ),
     System(
         name="llama-cpp-python",
@@ -396,5 +399,7 @@ SYSTEMS = (
         traits="llamacpp",
         capacity="num_kv_cells",
         capacity_in_tokens=True,
+        offload=cpu_layers,
+        offload_options=CPU,
     ),
 )

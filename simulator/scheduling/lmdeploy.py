@@ -302,11 +302,12 @@ class Lmdeploy(Scheduler):
     def _grow_in_order(self, batch: Batch, target: int, lag: int, decision: Decision) -> None:
         """From the newest sequence to the oldest: who needs blocks takes them or waits again."""
         decoding, memory = self.decoding, self.memory
-        if self._counts and not any(
-            decoding.phases[t % memory.block_size] for t in range(self._grown + 1, target + 1)
-        ):
+        due = {t % memory.block_size for t in range(self._grown + 1, target + 1)}
+        if self._counts and not any(decoding.phases[phase] for phase in due):
             return
         for request in reversed(list(decoding.members)):
+            if self._counts and request.phase not in due:
+                continue
             behind = 0 if request in self._fresh else lag
             known, held = decoding.tokens(request) + behind, self._blocks(request)
             if known + 1 <= held * memory.block_size:

@@ -96,7 +96,11 @@ class Line:
 
     def add(self, request: Request) -> None:
         """*request* waits from now on."""
-        insort(self.order, self._entry(request), key=lambda entry: entry[:2])
+        entry = self._entry(request)
+        if not self.order or self.order[-1] < entry:
+            self.order.append(entry)
+        else:
+            insort(self.order, entry)
         self._count(request, 1)
         if request.num_blocks:
             self.holders[request] = None
@@ -163,6 +167,8 @@ class Line:
         for i, request in enumerate(waiting):
             if len(admitted) == seats:
                 break
+            if waiting is self.order:
+                request = request[2]
             rest = (skipped, waiting, i)
             outcome = self._try(request, turn, tokens if admitted else None, rest, decision)
             if outcome is SKIP:
@@ -203,7 +209,7 @@ class Line:
     def _in_order(self, turn: str, now: float) -> Any:
         """The waiting ones in the order in which this turn tries them."""
         if turn is STANDARD:
-            return _Front(self.order)
+            return self.order
         normal: list[Request] = []
         long: list[Request] = []
         for _, _, request in self.order:
@@ -290,18 +296,10 @@ class Line:
         found = self._stopped_holders()[::-1]
         if self.holders:
             skipped, waiting, at = rest
-            line = [*skipped, *list(waiting)[at + 1 :]]
-            found += [other for other in reversed(line) if other in self.holders and other is not request]
+            if waiting is self.order:  # everybody up to this one has been admitted
+                entry = self._entry(request)
+                later = sorted((e for e in map(self._entry, self.holders) if e > entry), reverse=True)
+                return found + [other for _, _, other in later]
+            line = [*skipped, *waiting[at + 1 :]]
+            found += [other for other in reversed(line) if other in self.holders]
         return found
-
-
-class _Front:
-    """The line as it is, read from its front without a copy."""
-
-    __slots__ = ("order",)
-
-    def __init__(self, order: list[tuple[float, int, Request]]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[Request]:
-        return (entry[2] for entry in self.order)

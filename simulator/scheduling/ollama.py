@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Wait
 from simulator.scheduling.llamacpp import LlamaCpp
+from simulator.scheduling.offloading import CPU, DISK, loaded_model
 from simulator.scheduling.request import FINISHED, Request
 from simulator.scheduling.system import Device, System
 
@@ -146,5 +147,7 @@ SYSTEMS = (
         traits="llamacpp",
         capacity="num_kv_cells",
         capacity_in_tokens=True,
+        offload=loaded_model,
+        offload_options={**CPU, **DISK},
     ),
 )

@@ -57,7 +57,7 @@ class TurboMind(Scheduler):
         self.budget = max_prefill_token_num + max_batch_size
         self.waiting: deque[Request] = deque()
         self._prefilling: dict[Request, None] = {}
-        self._last_decoder = -1  # the latest live request that decodes or did
+        self._last_decoder = -1  # no later request decodes
         self._num_live = 0
 
     # arrivals
@@ -97,24 +97,30 @@ class TurboMind(Scheduler):
             self._walk(batch)
         self._join(batch)
         batch.iteration = self.decoding.iteration
-        batch.repeatable = not (self._prefilling or batch.prefills or batch.preempted or batch.stalled)
+        batch.repeatable = bool(batch.num_decodes) and not (
+            batch.prefills or batch.preempted or batch.stalled
+        )
         return batch
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
     def _all_fit(self) -> bool:
-        """Whether everybody gets what it needs, but for the prompts at the end of the line."""
-        need = self.decoding.blocks_next
-        budget = self.budget - self.decoding.count
+        """Whether all decoding requests get their turn, and all prompts before the last of them theirs."""
+        decoding = self.decoding
+        need, budget = decoding.blocks_next, self.budget - decoding.count
+        if need > self.num_free:
+            return False
+        if not self._prefilling or next(iter(self._prefilling)).order > self._last_decoder:
+            return True
+        self._last_decoder = max((request.order for request in decoding.members), default=-1)
         for request in self._prefilling:
+            if request.order > self._last_decoder:
+                break
             left = request.target - request.computed
-            if left > budget and request.order < self._last_decoder:
-                return False
-            chunk = min(left, budget)
-            need += self._blocks(request.computed + chunk) - request.num_blocks
-            budget -= chunk
-        return need <= self.num_free
+            need += self._blocks(request.computed + left) - request.num_blocks
+            budget -= left
+        return need <= self.num_free and budget >= 0
 
     def _run_all(self, batch: Batch) -> None:
         decoding = self.decoding
@@ -124,11 +130,14 @@ class TurboMind(Scheduler):
             decoding.advance()
             batch.num_decodes = decoding.count
             batch.decode_context = decoding.computed
-        for request in self._prefilling:
+        line = list(self._prefilling)
+        for i, request in enumerate(line):
             chunk = min(request.target - request.computed, budget)
-            if chunk:
-                self._compute(batch, request, chunk)
-                budget -= chunk
+            need = self._blocks(request.computed + chunk) - request.num_blocks
+            if not chunk or not self._make_room(batch, need, line[i + 1 :]):
+                break
+            self._compute(batch, request, chunk)
+            budget -= chunk
 
     def _compute(self, batch: Batch, request: Request, chunk: int) -> None:
         if not request.computed:
@@ -228,7 +237,7 @@ class TurboMind(Scheduler):
 
     def repeats(self, batch: Batch, limit: int) -> int:
         free_seat = self.waiting and len(self.running) < self.max_num_seqs
-        if not batch.repeatable or limit <= 1 or self.explicit or self._prefilling or free_seat:
+        if not batch.repeatable or limit <= 1 or self.explicit or free_seat:
             return 1
         return 1 + self.decoding.iterations_within(self.num_free, limit - 1)
 

@@ -116,7 +116,7 @@ def test_two_releases_in_a_step_bring_two_requests_back_in_reverse() -> None:
     for id in "abcd":
         server.add(request(id, 4, 2), 0.0)
     step(server)
-    assert list(r.id for r in server.deferred) == ["c", "d"]
+    assert [r.id for r in server.deferred] == ["c", "d"]
     step(server)
     assert [entry[0] for entry in launches(step(server))] == ["d", "c"]
 
