@@ -22,15 +22,15 @@ class AdmissionSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_outstanding: int | None = Field(None, ge=1)
+    max_outstanding: int | None = Field(default=None, ge=1)
     """Requests in the system."""
-    max_queue: int | None = Field(None, ge=1)
+    max_queue: int | None = Field(default=None, ge=1)
     """Requests that wait, at the router or in a replica; one more is turned away."""
-    max_wait: float | None = Field(None, gt=0)
+    max_wait: float | None = Field(default=None, gt=0)
     """s in the router's queue."""
-    rate: float | None = Field(None, gt=0)
+    rate: float | None = Field(default=None, gt=0)
     """Requests per second."""
-    burst: float = Field(1.0, ge=1)
+    burst: float = Field(default=1.0, ge=1)
     per_tenant: bool = False
     """Whether every tenant has a bucket of its own."""
 

@@ -35,14 +35,14 @@ class AutoscaleSpec(BaseModel):
 
     signal: Literal["queue", "kv", "ttft"]
     target: float = Field(gt=0)
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(ge=1)
-    interval: float = Field(15.0, gt=0)
+    interval: float = Field(default=15.0, gt=0)
     """s; 15 and the next two are Kubernetes' defaults."""
-    tolerance: float = Field(0.1, ge=0)
-    scale_down_delay: float = Field(300.0, ge=0)
-    percentile: float = Field(90.0, ge=0, le=100)
-    window: float = Field(60.0, gt=0)
+    tolerance: float = Field(default=0.1, ge=0)
+    scale_down_delay: float = Field(default=300.0, ge=0)
+    percentile: float = Field(default=90.0, ge=0, le=100)
+    window: float = Field(default=60.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> AutoscaleSpec:
@@ -58,9 +58,9 @@ class RatioSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    interval: float = Field(15.0, gt=0)
-    imbalance: float = Field(4.0, gt=0)
-    switch: float = Field(0.0, ge=0)
+    interval: float = Field(default=15.0, gt=0)
+    imbalance: float = Field(default=4.0, gt=0)
+    switch: float = Field(default=0.0, ge=0)
     """s from the end of what a replica had to its first request on the other side; weights stay loaded."""
 
 

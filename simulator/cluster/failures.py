@@ -28,12 +28,12 @@ class Fault(BaseModel):
 
     kind: Literal["death", "slow", "cut"]
     pool: str
-    replica: int = Field(0, ge=0)
+    replica: int = Field(default=0, ge=0)
     """Its number within the pool, from 0, in the order of their starts."""
     at: float = Field(ge=0)
-    duration: float | None = Field(None, gt=0)
+    duration: float | None = Field(default=None, gt=0)
     """s that a slow replica is slow or a cut lasts; None: for good."""
-    factor: float = Field(2.0, gt=0)
+    factor: float = Field(default=2.0, gt=0)
     """Step times of a slow replica are so many times as long."""
 
     @model_validator(mode="after")
@@ -49,12 +49,12 @@ class FailureSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     events: tuple[Fault, ...] = ()
-    mtbf: float | None = Field(None, gt=0)
+    mtbf: float | None = Field(default=None, gt=0)
     """Mean s that a replica lives."""
-    repair: float | None = Field(None, ge=0)
+    repair: float | None = Field(default=None, ge=0)
     """s until a new machine is there; None: never."""
     on_death: Literal["retry", "lose"] = "retry"
-    max_retries: int = Field(3, ge=0)
+    max_retries: int = Field(default=3, ge=0)
     """How often a request may start again."""
 
 

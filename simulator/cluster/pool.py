@@ -153,7 +153,12 @@ class Member:
 
     def open(self, replica: Replica, inbox: Inbox, paced: Paced, now: float) -> None:
         """It is ready for requests."""
-        self.replica, self.inbox, self.paced = replica, inbox, paced
+        self.inbox, self.paced = inbox, paced
+        self.serve(replica, now)
+
+    def serve(self, replica: Replica, now: float) -> None:
+        """*replica* is what serves, from *now* on."""
+        self.replica = replica
         self.state, self.ready_time = State.READY, now
 
     @property

@@ -121,7 +121,7 @@ def test_with_nobody_left_requests_are_lost_and_not_forgotten(
     run_fleet: Any, make_pool: Any, random_trace: Any
 ) -> None:
     trace = random_trace(np.random.default_rng(5), 40)
-    death = FailureSpec(events=(Fault(kind="death", pool="pool", at=0.4),))
+    death = FailureSpec(events=(Fault(kind="death", pool="pool", at=1.0),))
     _, records = run_fleet(trace, [make_pool(replicas=1)], lambda f: install_failures(f, death))
     assert records.reason_counts(LOST) == {"no replica is left to serve it": records.count(LOST)}
     assert records.count(LOST) > 0 < records.count(FINISHED)

@@ -1,0 +1,117 @@
+"""How each SLO class, tenant and model fared.
+
+Attainment counts every request that arrived: one that was rejected, lost or has not finished met nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.results import FINISHED, Categories, Records
+from simulator.results.goodput import meets
+
+__all__ = ["ClassRow", "class_table"]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Requests of one class; latencies in ms, NaN where nothing finished."""
+
+    kind: str
+    """``slo_class``, ``tenant``, ``model`` or ``all``."""
+    name: str
+    requests: int
+    finished: int
+    mean_ttft_ms: float
+    p99_ttft_ms: float
+    mean_tpot_ms: float
+    p99_tpot_ms: float
+    attainment: float | None
+    """Share of the requests that met their objectives; None where there are none."""
+    goodput: float | None
+    """The same, requests/s."""
+
+
+def class_table(
+    records: Records,
+    duration: float,
+    slo: Mapping[str, Mapping[str, float]],
+    default: Mapping[str, float],
+) -> list[ClassRow]:
+    """One row for all, and one for each class, tenant and model that the trace names.
+
+    *slo*: objectives (ms) by SLO class; *default*: those of the other requests. *duration* in s.
+    """
+    good, has = _good(records, slo, default)
+    everyone = records.status >= 0
+    rows = [_row("all", "all", everyone, records, good, has, duration)]
+    for kind in ("slo_class", "tenant", "model"):
+        column: Categories | None = getattr(records, kind)
+        for code, name in enumerate(column.names if column is not None else ()):
+            assert column is not None
+            mine = everyone & (np.asarray(column.codes) == code)
+            if mine.any():
+                rows.append(_row(kind, name, mine, records, good, has, duration))
+    return rows
+
+
+def _seconds(records: Records) -> dict[str, np.ndarray]:
+    ttft = records.first_token_time - records.arrival_time
+    e2el = records.finish_time - records.arrival_time
+    gaps = np.maximum(records.output_length - 1, 1)
+    tpot = np.where(records.output_length > 1, (e2el - ttft) / gaps, np.nan)
+    return {"ttft": ttft, "e2el": e2el, "tpot": tpot}
+
+
+def _good(
+    records: Records, slo: Mapping[str, Mapping[str, float]], default: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(met all its objectives, has some), of each request."""
+    seconds, classes = _seconds(records), records.slo_class
+    finished = records.status == FINISHED
+    rest = np.ones(len(records), bool)
+    good, has = np.zeros(len(records), bool), np.zeros(len(records), bool)
+    for name, objectives in slo.items():
+        if classes is None or name not in classes.names:
+            continue
+        mine = np.asarray(classes.codes) == list(classes.names).index(name)
+        rest &= ~mine
+        good |= mine & meets(objectives, seconds)
+        has |= mine & bool(objectives)
+    good |= rest & meets(default, seconds)
+    has |= rest & bool(default)
+    return good & finished, has
+
+
+def _row(
+    kind: str,
+    name: str,
+    mine: np.ndarray,
+    records: Records,
+    good: np.ndarray,
+    has: np.ndarray,
+    duration: float,
+) -> ClassRow:
+    done = mine & (records.status == FINISHED)
+    seconds = _seconds(records)
+    known = has[mine].all()
+    met = int((good & mine).sum())
+    return ClassRow(
+        kind,
+        name,
+        int(mine.sum()),
+        int(done.sum()),
+        *_mean_and_p99(seconds["ttft"][done]),
+        *_mean_and_p99(seconds["tpot"][done]),
+        met / int(mine.sum()) if known else None,
+        met / duration if known and duration > 0 else None,
+    )
+
+
+def _mean_and_p99(seconds: np.ndarray) -> tuple[float, float]:
+    known = seconds[~np.isnan(seconds)] * 1000  # s -> ms
+    return (float(known.mean()), float(np.percentile(known, 99))) if len(known) else (math.nan, math.nan)
