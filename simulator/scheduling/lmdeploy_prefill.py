@@ -13,7 +13,7 @@ lost its blocks starts over. Read in LMDeploy 0.18.0 (pytorch/paging/prefill_sch
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
