@@ -23,6 +23,7 @@ from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.laws import LawSet
+from simulator.steptime.offload import Offload, OffloadedStepTime
 
 __all__ = ["Deployment", "Resolved"]
 
@@ -119,7 +120,11 @@ class Deployment(BaseModel):
         _check_division(model, parallelism)
         precision = self._precision(model, profile, chosen)
         limits = self._limits(system, profile, parallelism, model, chosen)
-        budget = self._budget(model, profile, parallelism, precision, system, limits)
+        offload = None if system.offload is None else system.offload(model, precision, limits)
+        if offload is not None:
+            limits |= offload.limits
+            chosen += [f"{name}: {value:.4g} (follows from the model)" for name, value in offload.limits.items()]
+        budget = self._budget(model, profile, parallelism, precision, system, limits, offload)
         warnings = self._fit_context(model, limits, budget, chosen)
         traits = load_traits(
             system.traits,
@@ -139,7 +144,7 @@ class Deployment(BaseModel):
             precision=precision,
             limits=limits,
             budget=budget,
-            steptime=StepTime(model, laws, parallelism, traits, precision),
+            steptime=_steptime(offload, model, laws, parallelism, traits, precision),
             chosen=chosen,
             warnings=warnings,
         )
@@ -169,7 +174,7 @@ class Deployment(BaseModel):
         """The policy's arguments: the system's defaults for the device, overruled by what was stated."""
         options = system.options
         device = Device(profile.name, profile.memory_bytes / GIB, parallelism.num_gpus)
-        limits = dict(system.defaults(device))
+        limits = {**system.offload_options, **system.defaults(device)}
         stated: dict[str, Any] = {
             name: getattr(self, name) for name in COMMON if getattr(self, name) is not None
         }
@@ -197,6 +202,7 @@ class Deployment(BaseModel):
         precision: Precision,
         system: System,
         limits: dict[str, Any],
+        offload: Offload | None,
     ) -> MemoryBudget:
         return kv_budget(
             model,
@@ -208,6 +214,7 @@ class Deployment(BaseModel):
             precision,
             limits.get("max_num_batched_tokens", 8192),
             limits.get("max_num_seqs", 256),
+            on_gpu=(1.0, 1.0) if offload is None else (offload.weights_share, offload.kv_share),
         )
 
     def _fit_context(
@@ -313,6 +320,10 @@ class Resolved:
             f"host costs: {traits.status}; {traits.source}",
             f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",
         ]
+
+
+def _steptime(offload: Offload | None, *parts: Any) -> StepTime:
+    return StepTime(*parts) if offload is None else OffloadedStepTime(offload, *parts)
 
 
 def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:

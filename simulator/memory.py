@@ -73,8 +73,9 @@ def kv_budget(
     precision: Precision | None = None,
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
+    on_gpu: tuple[float, float] = (1.0, 1.0),
 ) -> MemoryBudget:
-    """The KV cache that *system_rule* gives *model* on *profile*.
+    """The KV cache that *system_rule* gives *model* on *profile*, with these shares of weights and KV *on_gpu*.
 
     Raises CapacityError when not one block is left, naming the smallest tensor parallel size that would do.
     """
@@ -83,7 +84,7 @@ def kv_budget(
         raise ConfigurationError(f"gpu_memory_utilization {gpu_memory_utilization} must be in (0, 1]")
     if block_size < 1:
         raise ConfigurationError(f"block_size {block_size} must be at least 1")
-    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs)
+    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs, on_gpu)
     budget = _budget(model, profile, parallel, system_rule, formats, *limits)
     if budget.num_gpu_blocks < 1:
         fits = (
@@ -105,12 +106,13 @@ def _budget(
     block_size: int,
     max_tokens: int,
     max_seqs: int,
+    on_gpu: tuple[float, float],
 ) -> MemoryBudget:
     name, rule = memory_rule(system)
     rule = rule if utilization is None else replace(rule, fraction=utilization)
     memory = profile.memory
     items = {
-        "weights": weight_bytes_per_gpu(model, formats, parallel),
+        "weights": on_gpu[0] * weight_bytes_per_gpu(model, formats, parallel),
         "activations": activation_bytes(model, memory.activation_factor, parallel.tp, max_tokens, max_seqs),
         "cuda_context": memory.cuda_context_bytes,
         "nccl_buffers": memory.nccl_bytes if parallel.num_gpus > 1 else 0.0,
@@ -120,7 +122,7 @@ def _budget(
         rule = replace(rule, fraction=sglang_fraction(profile.memory_bytes, max_tokens, parallel))
     items["kv_cache"] = max(0.0, _kv_bytes(rule, profile.memory_bytes, items))
     layers = -(-model.num_layers // parallel.pp) / model.num_layers
-    block = model.kv_bytes_per_token(formats.kv, parallel.tp) * layers * block_size
+    block = on_gpu[1] * model.kv_bytes_per_token(formats.kv, parallel.tp) * layers * block_size
     blocks = int(items["kv_cache"] // block) * parallel.dp
     return MemoryBudget(name, rule, profile.memory_bytes, items, block_size, block, blocks)
 

@@ -7,10 +7,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulator.errors import ConfigurationError, UnknownNameError
 from simulator.scheduling.base import Scheduler
+
+if TYPE_CHECKING:
+    from simulator.models import ModelSpec, Precision
+    from simulator.steptime.offload import Offload
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 
@@ -35,6 +39,8 @@ MODULES = (
     "rtp_llm",
     "onnxruntime_genai",
     "xinference",
+    "airllm",
+    "powerinfer",
 )
 """Modules of this package that define ``SYSTEMS``."""
 
@@ -80,6 +86,10 @@ class System:
     """Rule for requests that state no ``max_tokens``, where the system is defined by one."""
     same_as: str | None = None
     """The system whose decisions and costs this one shares, where it is only another name for them."""
+    offload: Callable[[ModelSpec, Precision, Mapping[str, Any]], Offload | None] | None = None
+    """What is not on the GPU, for a model, its formats and the options; None: everything is."""
+    offload_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that only `offload` reads, with their defaults."""
 
     @property
     def policy_class(self) -> type[Scheduler]:
@@ -91,11 +101,13 @@ class System:
     def options(self) -> tuple[str, ...]:
         """Names of the limits and switches that can be set."""
         inner = {"self", "explicit", "track_ids", *self.fixed}
-        return tuple(name for name in inspect.signature(self.policy_class).parameters if name not in inner)
+        policy = (name for name in inspect.signature(self.policy_class).parameters if name not in inner)
+        return (*policy, *self.offload_options)
 
     def scheduler(self, **options: Any) -> Scheduler:
         """A policy object. Raises `ConfigurationError` for an option the system does not have."""
         known = inspect.signature(self.policy_class).parameters
+        options = {name: value for name, value in options.items() if name not in self.offload_options}
         for name in options:
             if name not in known or name in self.fixed:
                 raise ConfigurationError(

@@ -33,6 +33,8 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "ollama": {"num_parallel": 3, "num_batch": 32, "load_seconds": 0.5, "keep_alive": 1.0},
     "lmdeploy-turbomind": {"max_batch_size": 6, "max_prefill_token_num": 64, "session_len": 160},
     "llama-cpp-python": {"n_batch": 32},
+    "powerinfer": {"n_parallel": 6, "n_batch": 64, "n_ubatch": 32},
+    "airllm": {"max_batch_size": 6},
     "lightllm": {"running_max_req_size": 6, "chunked_prefill_size": 32},
     "hf-continuous": {"page_size": 4, "max_batch_tokens": 64, "max_requests_per_batch": 6},
     "tensorrt-llm": {"tokens_per_block": 4, "max_batch_size": 6, "max_num_tokens": 160},

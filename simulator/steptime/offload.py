@@ -1,0 +1,125 @@
+"""Models that are not all on the GPU: weights that stream in, layers or neurons that the CPU computes.
+
+Each forward then has a second part, a roofline of its own over another memory:
+
+    other = max(weight bytes touched / bandwidth, tokens · FLOPs per token / peak) + KV bytes · context / bandwidth
+    step  = max(device share, other)  or  device share + other
+
+With the first form the two parts run side by side (loading ahead, or CPU and GPU on the same layer), with the second
+one after the other (whole layers here, then there). *touched*: with activation sparsity one token needs only a share
+of the weights, and a batch of independent tokens the union, 1 − (1 − share)ⁿ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.errors import ConfigurationError
+from simulator.models import ModelSpec, Precision
+from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.protocol import Laws
+from simulator.steptime.steptime import StepTime
+from simulator.steptime.traits import HostTraits
+
+__all__ = ["Offload", "OffloadedStepTime"]
+
+Prefills = Any
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What is not on the GPU and what it costs a forward.
+
+    *weights_share* and *kv_share* of all bytes are on the GPU, which does *device_share* of the work. *weight_bytes*
+    are read over *bandwidth* (B/s), of which a token touches the share *touched*; *flops_per_token* are done at
+    *peak_flops* (FLOP/s); *kv_bytes_per_token* is the KV elsewhere, per token of context. *overlapped*: both parts
+    at once. *limits* are arguments of the policy that follow from it.
+    """
+
+    weight_bytes: float
+    bandwidth: float
+    overlapped: bool
+    source: str
+    weights_share: float = 1.0
+    kv_share: float = 1.0
+    device_share: float = 1.0
+    touched: float = 1.0
+    flops_per_token: float = 0.0
+    peak_flops: float = float("inf")
+    kv_bytes_per_token: float = 0.0
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("weights_share", "kv_share", "device_share", "touched"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} {getattr(self, name)}: must be from 0 to 1")
+        for name in ("bandwidth", "peak_flops"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} {getattr(self, name)}: must be above 0")
+
+    def seconds(self, tokens: int, context: int) -> float:
+        """The other part of a forward of *tokens* new tokens that attend to *context* tokens in sum."""
+        union = 1.0 - (1.0 - self.touched) ** tokens
+        work = max(
+            self.weight_bytes * union / self.bandwidth,
+            tokens * self.flops_per_token / self.peak_flops,
+        )
+        return work + self.kv_bytes_per_token * context / self.bandwidth
+
+
+class OffloadedStepTime(StepTime):
+    """`StepTime` with a second part. The host's share is scaled with the device's."""
+
+    def __init__(
+        self,
+        offload: Offload,
+        model: ModelSpec,
+        laws: Laws,
+        parallelism: Parallelism | None = None,
+        traits: HostTraits | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        super().__init__(model, laws, parallelism, traits, precision)
+        if self.parallelism.num_gpus > 1:
+            raise ConfigurationError(
+                f"weights outside the GPU are modelled for one GPU, not for {self.parallelism.num_gpus}"
+            )
+        self.offload = offload
+        self.device = StepTime(model, laws, parallelism, traits, precision)
+
+    def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
+        device = self.device.seconds(num_decodes, decode_context, prefills)
+        return self._together(device, num_decodes, decode_context, prefills)
+
+    def _together(self, device: float, num_decodes: int, decode_context: int, prefills: Prefills) -> float:
+        offload, tokens, context = self.offload, num_decodes, decode_context
+        for chunk, before in prefills:
+            tokens += chunk
+            context += before + chunk
+        device *= offload.device_share
+        other = offload.seconds(tokens, context)
+        return max(device, other) if offload.overlapped else device + other
+
+    def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float] | NDArray[np.float64]:
+        durations = self.device.segment(num_decodes, decode_context, n)
+        return [
+            self._together(float(seconds), num_decodes, decode_context + i * num_decodes, ())
+            for i, seconds in enumerate(durations)
+        ]
+
+    def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
+        share = self.offload.device_share
+        whole = self.device.breakdown(num_decodes, decode_context, prefills)
+        parts = {name: share * seconds for name, seconds in whole.items()}
+        parts["offload"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
+        return parts
+
+    def with_laws(self, laws: Laws) -> StepTime:
+        return OffloadedStepTime(
+            self.offload, self.model, laws, self.parallelism, self.traits, self.precision
+        )
