@@ -116,10 +116,7 @@ class _Loop:
 
 
 def _expected(theirs: dict[str, Any]) -> dict[str, Any]:
-    events = [
-        ["error", e[1], "exceeded" if e[2].startswith("Context size") else "prompt"] if e[0] == "error" else e
-        for e in theirs.get("events", [])
-    ]
+    events = [["error", e[1], _kind(e[2])] if e[0] == "error" else e for e in theirs.get("events", [])]
     return {
         "step": theirs["step"],
         "prefill": theirs["prefill"],
@@ -129,3 +126,9 @@ def _expected(theirs: dict[str, Any]) -> dict[str, Any]:
         "events": events,
         "released": theirs.get("released", []),
     }
+
+
+def _kind(message: str) -> str:
+    """What the server's error *message* is about."""
+    kinds = {"Context size": "exceeded", "request (": "prompt", "context shift": "shared"}
+    return next((kind for start, kind in kinds.items() if message.startswith(start)), message)

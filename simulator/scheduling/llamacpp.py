@@ -141,7 +141,12 @@ class LlamaCpp(LlamaServer):
 
     def _add_prompt(self, step: Step, slot: Slot) -> None:
         assert slot.request is not None
-        left = len(slot.request.state.prompt) - len(slot.tokens)
+        prompt: Tokens = slot.request.state.prompt
+        if len(slot.tokens) >= len(prompt):
+            # A wish for this busy slot loaded something longer. The server would never finish such a prompt.
+            slot.tokens = prompt.part(0, len(prompt) - 1)
+            self.cells.keep(slot.index, len(slot.tokens))
+        left = len(prompt) - len(slot.tokens)
         count = min(left, self.n_batch - step.size)
         if count == left:
             slot.state = DONE
@@ -291,10 +296,13 @@ class LlamaCpp(LlamaServer):
 
     def _shift(self, batch: Batch, due: tuple[int, int, int, Request]) -> None:
         """A slot whose context is full forgets *n_discard* tokens, or half, after its first *n_keep*."""
-        request = due[3]
+        at, _, _, request = due
         slot: Slot = request.state.slot
         tokens = self._length(slot)
-        if slot.request is not request or request.phase < 0 or tokens + 1 < self.n_ctx:
+        if slot.request is not request or request.phase < 0 or request.state.full_at != at:
+            return
+        if tokens + 1 < self.n_ctx:  # it missed a turn
+            self._push_shift(request, tokens)
             return
         wish: Completion = request.state
         if request.group is not None:

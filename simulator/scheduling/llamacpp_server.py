@@ -122,6 +122,7 @@ class LlamaServer(Scheduler):
         self._step: Step | None = None
         self._neighbours: bool | None = None  # whether the generating slots follow each other
         self._shifts: list[tuple[int, int, int, Request]] = []  # when contexts are full
+        self._num_shifts = 0
 
     def _note(self, *entry: Any) -> None:
         if self.explicit:
@@ -286,8 +287,14 @@ class LlamaServer(Scheduler):
         self.decoding.join(request)
         self._neighbours = None
         if self.context_shift:
-            at = self.decoding.iteration + max(self.n_ctx - 1 - request.computed, 0)
-            heapq.heappush(self._shifts, (at, request.state.slot.index, id(request), request))
+            self._push_shift(request, request.computed)
+
+    def _push_shift(self, request: Request, tokens: int) -> None:
+        """Note when the context of *request*, which has *tokens* tokens, will be full."""
+        at = self.decoding.iteration + max(self.n_ctx - 1 - tokens, 0)
+        request.state.full_at = at
+        self._num_shifts += 1
+        heapq.heappush(self._shifts, (at, request.state.slot.index, self._num_shifts, request))
 
     def _clear(self, slot: Slot) -> None:
         self._note("clear", slot.index, len(slot.tokens))

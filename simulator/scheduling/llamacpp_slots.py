@@ -47,6 +47,8 @@ class Completion:
     """The name of the output's tokens."""
     slot: Slot | None = None
     parent: Request | None = None
+    full_at: int = -1
+    """The count of decode iterations at which its context is full."""
     truncated: bool = False
     """Whether the context ran out."""
 

@@ -163,8 +163,16 @@ def test_an_answer_ends_where_the_context_does() -> None:
 def test_a_full_context_is_shifted() -> None:
     server = make(n_parallel=1, n_ctx=256, context_shift=True)
     server.add(request("a", 250, 100, n_keep=4), 0.0)
-    entries = [entry for _ in range(8) for entry in step(server)["journal"] if entry[0] == "shift"]
+    entries = [entry for _ in range(140) for entry in step(server)["journal"] if entry[0] == "shift"]
     assert entries == [("shift", 0, 4, 251, 125)]
+    assert not server.running
+
+
+def test_parallel_completions_cannot_be_shifted() -> None:
+    server = make(n_parallel=2, n_ctx=512, context_shift=True)
+    server.add(request("a", 250, 100, n=2), 0.0)
+    gone = [id for _ in range(10) for id in step(server)["gone"]]
+    assert gone == ["a/1", "a"] and not server.running
 
 
 def test_a_full_unified_cache_fails_everybody_when_one_token_does_not_fit() -> None:
