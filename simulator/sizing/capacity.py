@@ -8,12 +8,12 @@ without end (`detect_overload`) is the saturation point; the SLO usually gives w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.analytic import SteadyState, Traffic
 from simulator.deployment import Deployment, Resolved
-from simulator.errors import SimError
 from simulator.simulation import Result, simulate
 from simulator.sizing.slo import Attained, Slo, finite
 from simulator.sizing.traffic import part_of
@@ -21,9 +21,11 @@ from simulator.workload import Trace
 
 __all__ = ["Capacity", "Probe", "find_capacity", "probe"]
 
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 """Width of the final bracket, relative to the rate."""
-PROBE_REQUESTS = 2_500
+PROBE_REQUESTS = 2_000
+EXPAND = 1.2
+"""Steps of the search for a bracket; the capacity mostly lies between half the stability limit and three quarters."""
 LEAST_LOAD = 0.02
 """Share of the stability limit at which a replica counts as unloaded."""
 
@@ -155,29 +157,18 @@ def find_capacity(
     return Capacity(deployment, _bisect(holds, LEAST_LOAD * bound, bound, tolerance), bound, tuple(probes))
 
 
-def _bisect(holds: Any, least: float, bound: float, tolerance: float) -> float:
+def _bisect(holds: Callable[[float], bool], least: float, bound: float, tolerance: float) -> float:
     """The highest rate known to hold when the bracket is *tolerance* wide; 0 where not even *least* holds."""
-    low, high = bound / 2, bound
-    if not holds(low):
-        low, high = least, low
-        if not holds(low):
-            return 0.0
+    low = high = bound / 2
+    if holds(low):
+        while holds(high := EXPAND * low):
+            low = high
     else:
-        while holds(high):  # the analytic limit is that of a steady stream; short traces may carry more
-            low, high = high, 1.5 * high
+        while not holds(low := max(low / EXPAND**2, least)):
+            if low == least:
+                return 0.0
+            high = low
     while high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
-
-
-def unloaded_floor(trace: Trace, deployment: Deployment, slo: Slo) -> Probe:
-    """A replica that is hardly used: what no number of replicas can undercut. Raises `SimError`."""
-    resolved = deployment.resolve()
-    bound = SteadyState(resolved, Traffic.of_trace(trace, 1.0)).stability_limit
-    return probe(trace.limit(400).with_request_rate(LEAST_LOAD * bound), resolved, slo)
-
-
-def reason(error: SimError) -> str:
-    """The error in one line."""
-    return " ".join(str(error).split())

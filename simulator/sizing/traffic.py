@@ -16,7 +16,7 @@ from simulator.workload import Trace
 
 __all__ = ["part_of", "resampled"]
 
-BLOCKS = 40
+BLOCKS = 10
 """Blocks that a trace is cut into, about."""
 
 
