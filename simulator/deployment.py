@@ -120,6 +120,8 @@ class Deployment(BaseModel):
         _check_division(model, parallelism)
         precision = self._precision(model, profile, chosen)
         limits = self._limits(system, profile, parallelism, model, chosen)
+        if "kv_bytes_per_token" in system.options:
+            limits.setdefault("kv_bytes_per_token", round(model.kv_bytes_per_token(precision.kv)))
         offload = None if system.offload is None else system.offload(model, precision, limits)
         if offload is not None:
             limits |= offload.limits
