@@ -1,7 +1,8 @@
 """The documentation is executed: every ``sim`` command it shows runs, and prints what it says.
 
 In a ``console`` block a line that starts with ``$ sim`` is run, and the lines under it must be in its output, in order;
-``...`` stands for anything. A ``python`` block is run as it is. Blocks of one page share a directory and a namespace.
+``...`` stands for anything. A ``python`` block is run as it is (a ``py`` block, which needs a model, is not). Blocks
+of one page share a directory and a namespace.
 """
 
 from __future__ import annotations
