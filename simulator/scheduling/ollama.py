@@ -7,8 +7,8 @@ server's own queue stays empty. A model that nobody has used for ``OLLAMA_KEEP_A
 its slots and the prompt cache held is gone. The server gets ``-c num_ctx·num_parallel -np num_parallel``
 and batches of ``num_batch`` tokens.
 
-Read in Ollama's server/sched.go, envconfig/config.go and llm/llama_server.go. Prompts beyond ``num_ctx``
-are refused here; a chat API in front would drop messages instead.
+Read in Ollama fb307609: server/sched.go, envconfig/config.go and llm/llama_server.go. Prompts beyond
+``num_ctx`` are refused here; a chat API in front would drop messages instead.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def _defaults(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="ollama",
-        version="2026-10",
+        version="fb307609 (2026-08-21)",
         summary="llama.cpp's server behind a model loader, a bounded queue and num_parallel permits",
-        source="Ollama, server/sched.go, llm/llama_server.go; llama.cpp 0c1e57098",
+        source="Ollama fb307609, server/sched.go, llm/llama_server.go; llama.cpp 0c1e57098",
         status="read",
         policy="ollama:Ollama",
         defaults=_defaults,

@@ -271,9 +271,9 @@ def _defaults(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="lmdeploy-turbomind",
-        version="0.18.0",
+        version="1263d5cd (2026-08-21)",
         summary="TurboMind: all live in order of arrival, prompts and decodes in one forward, later ones make room",
-        source="LMDeploy 0.18.0, src/turbomind/engine/scheduler.cc, as described",
+        source="LMDeploy 1263d5cd, src/turbomind/engine/scheduler.cc, as described",
         status="inferred",
         policy="turbomind:TurboMind",
         defaults=_defaults,
