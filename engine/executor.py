@@ -139,7 +139,7 @@ class Executor(Intake):
         for request, tokens in batch.cached.items():
             self._prefix_queries += request.target
             self._prefix_hits += tokens
-        for request, _, _ in batch.prefills:
+        for request in [*batch.cached, *(request for request, _, _ in batch.prefills)]:
             times = request.payload.times
             times.scheduled = now if times.scheduled is None else times.scheduled
         for request in batch.joining:

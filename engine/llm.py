@@ -114,6 +114,7 @@ class LLM:
                     f"{stats.blocks_used} of {stats.num_blocks} blocks are held"
                 )
             time.sleep(max(0.0, executor.wait_until - executor.clock()))
+        executor.step()  # nothing is left to do: policies may count on being asked then
 
     def _encode(self, prompt: Prompt) -> list[int]:
         assert self.executor.tokenizer is not None

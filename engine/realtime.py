@@ -150,10 +150,7 @@ class _Run:
     def run(self) -> Replay:
         while len(self.requests) < len(self.arrivals) or self.executor.has_work:
             self._take_arrivals()
-            if self.executor.has_work:
-                self._step()
-            elif len(self.requests) < len(self.arrivals):
-                self._sleep()
+            self._step()  # also with nothing to do: policies may count on being asked then
         return Replay(self.requests, self.steps)
 
     @property
@@ -186,7 +183,7 @@ class _Run:
             if sequence.index == 0:
                 self._note(self._of_sequence[id(sequence.group)], sequence, ended)
         if self.executor.idle:
-            if self.executor.has_work:
+            if self.executor.has_work or len(self.requests) < len(self.arrivals):
                 self._sleep()
             return
         timings = self.executor.runner.timings

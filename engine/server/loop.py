@@ -50,6 +50,7 @@ class EngineLoop:
         self._streams: dict[str, Stream] = {}
         self._of_group: dict[int, str] = {}
         self._stopping = False
+        self._asked_when_idle = True
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     # from any thread
@@ -84,12 +85,14 @@ class EngineLoop:
     def _run(self) -> None:
         while not self._stopping:
             self._read_inbox()
-            if self.executor.has_work and not self._stopping:
+            if not self._stopping:
+                self._asked_when_idle = not self.executor.has_work
                 self._step()
 
     def _read_inbox(self) -> None:
         with self._wake:
-            if not self._inbox and not self.executor.has_work:
+            # A policy is asked once more when there is nothing to do (some reset themselves then); after that we wait.
+            if not self._inbox and not self.executor.has_work and self._asked_when_idle:
                 self._wake.wait()
             actions = list(self._inbox)
             self._inbox.clear()
@@ -105,7 +108,7 @@ class EngineLoop:
             return
         for sequence in touched:
             self._send(sequence)
-        if self.executor.idle:
+        if self.executor.idle and self.executor.has_work:
             self._rest()
 
     def _rest(self) -> None:
