@@ -14,14 +14,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulator.cluster import ClusterSpec
     from simulator.deployment import Deployment
     from simulator.errors import SimError
     from simulator.simulation import Result, simulate
     from simulator.workload import Trace, read_trace
 
-__all__ = ["Deployment", "Result", "SimError", "Trace", "read_trace", "simulate"]
+__all__ = ["ClusterSpec", "Deployment", "Result", "SimError", "Trace", "read_trace", "simulate"]
 
 _HOMES = {
+    "ClusterSpec": "simulator.cluster",
     "Deployment": "simulator.deployment",
     "Result": "simulator.simulation",
     "SimError": "simulator.errors",

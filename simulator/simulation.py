@@ -6,12 +6,12 @@ import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import simpy
 
 from simulator.breakdown import time_breakdown
-from simulator.cluster import Cluster
+from simulator.cluster import Cluster, ClusterResult, ClusterSpec, simulate_cluster
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
 from simulator.results import (
@@ -98,9 +98,37 @@ class Result:
         )
 
 
+@overload
 def simulate(
     trace: Trace,
     deployment: Deployment | Resolved,
+    *,
+    goodput: Mapping[str, float] | None = ...,
+    percentiles: Sequence[float] = ...,
+    progress: Callable[[float], None] | None = ...,
+    stepped: bool = ...,
+    until: float | None = ...,
+    seed: int = ...,
+) -> Result: ...
+
+
+@overload
+def simulate(
+    trace: Trace,
+    deployment: ClusterSpec,
+    *,
+    goodput: Mapping[str, float] | None = ...,
+    percentiles: Sequence[float] = ...,
+    progress: Callable[[float], None] | None = ...,
+    stepped: bool = ...,
+    until: float | None = ...,
+    seed: int = ...,
+) -> ClusterResult: ...
+
+
+def simulate(
+    trace: Trace,
+    deployment: Deployment | Resolved | ClusterSpec,
     *,
     goodput: Mapping[str, float] | None = None,
     percentiles: Sequence[float] = (50, 90, 95, 99),
@@ -108,13 +136,24 @@ def simulate(
     stepped: bool = False,
     until: float | None = None,
     seed: int = 0,
-) -> Result:
-    """Replay *trace* against *deployment*.
+) -> Result | ClusterResult:
+    """Replay *trace* against *deployment*, or against a cluster of several.
 
     *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction
     of the requests that have left. *stepped* takes every iteration by itself (slow; the same decisions).
     *until* (s) cuts the run off; *seed* is for a router that draws. Raises `SimError`.
     """
+    if isinstance(deployment, ClusterSpec):
+        return simulate_cluster(
+            trace,
+            deployment,
+            goodput=goodput,
+            percentiles=percentiles,
+            progress=progress,
+            stepped=stepped,
+            until=until,
+            seed=seed,
+        )
     resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
     if until is not None and not until > 0:
         raise ConfigurationError(f"until {until}: must be above 0")

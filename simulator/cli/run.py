@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from simulator.cluster import ClusterSpec
     from simulator.deployment import Deployment
     from simulator.workload import Trace
 
@@ -31,6 +32,14 @@ def run(
     deployment: Annotated[
         Path | None,
         typer.Option("--deployment", "-c", help="YAML file; options override it.", rich_help_panel=WHERE),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of a cluster: pools, router, failures …", rich_help_panel=WHERE),
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(help="Which replica gets a request, see the guide to clusters.", rich_help_panel=WHERE),
     ] = None,
     tensor_parallel_size: Annotated[
         int | None,
@@ -154,18 +163,20 @@ def run(
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
+    from simulator.cli.run_cluster import print_cluster, print_header
     from simulator.intervals import simulate_with_intervals
     from simulator.results import check_replaceable, format_table, parse_goodput, write_run
     from simulator.simulation import simulate
 
     objectives = parse_goodput(goodput or [])
     percentiles = _numbers("metric-percentiles", metric_percentiles)
-    resolved = _deployment(options).resolve()
+    resolved = _deployment(options).resolve() if cluster is None else _cluster(options)
     if out is not None:
         check_replaceable(out)
     requests = _trace(options)
     if not quiet:
-        _print_header(resolved, requests)
+        header: Any = _print_header if cluster is None else print_header
+        header(resolved, requests)
     run_once = simulate if intervals is None else partial(simulate_with_intervals, n=intervals, level=level)
     result = _with_progress(run_once, quiet or intervals is not None)(
         requests,
@@ -185,6 +196,8 @@ def run(
         max_concurrency=requests.max_concurrency,
     )
     typer.echo(table, nl=False)
+    if cluster is not None:
+        print_cluster(result)
     for line in result.warnings:
         typer.echo(f"warning: {line}")
     if out is not None and not quiet:
@@ -208,6 +221,7 @@ DEPLOYMENT_OPTIONS = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
     "num_replicas",
+    "router",
     "dtype",
     "kv_cache_dtype",
     "max_num_seqs",
@@ -235,6 +249,13 @@ def _deployment(options: dict[str, Any]) -> Deployment:
     if options["option"]:
         stated["options"] = {**stated.get("options", {}), **dict(_pair(text) for text in options["option"])}
     return Deployment.of(**stated)
+
+
+def _cluster(options: dict[str, Any]) -> ClusterSpec:
+    from simulator.cli.run_cluster import cluster_spec
+
+    names = ("deployment", *(name for name in DEPLOYMENT_OPTIONS if name != "router"), "option")
+    return cluster_spec(options, [name for name in names if options[name] not in (None, [])])
 
 
 def _pair(text: str) -> tuple[str, Any]:

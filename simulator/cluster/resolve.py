@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from simulator.cluster.pool import Pool
+from simulator.cluster.routers import ROUTERS
 from simulator.cluster.spec import ClusterSpec, PoolSpec
 from simulator.deployment import Deployment, Resolved
-from simulator.errors import ConfigurationError
+from simulator.errors import ConfigurationError, UnknownNameError
 from simulator.memory import weight_bytes_per_gpu
 
 __all__ = ["ResolvedPool", "resolve_pools", "startup_seconds"]
@@ -104,6 +105,8 @@ def _kv_bytes_per_token(resolved: Resolved) -> float:
 
 
 def _check_roles(cluster: ClusterSpec) -> None:
+    if cluster.router not in ROUTERS:
+        raise UnknownNameError("router", cluster.router, ROUTERS)
     roles = [spec.role for spec in cluster.pools.values()]
     if ("prefill" in roles) != ("decode" in roles):
         have, need = ("prefill", "decode") if "prefill" in roles else ("decode", "prefill")

@@ -103,6 +103,8 @@ class ClusterResult:
         ]
         if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())
+        for name in sorted(set(self.spec.slo) - set(self.trace.slo_class.names)):
+            lines.append(f"slo: no request of the trace is of class {name}")
         for gpu in sorted({line.gpu for line in self.bills if line.usd is None}):
             lines.append(f"no price for {gpu}: state usd_per_hour in its pool")
         return lines
