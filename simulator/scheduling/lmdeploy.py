@@ -28,7 +28,7 @@ from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
 from simulator.scheduling.token_runs import Tokens
 
-__all__ = ["SYSTEMS", "Lmdeploy"]
+__all__ = ["SYSTEMS", "Lmdeploy", "batch_size_by_device"]
 
 SHORT_TURNS = 3
 """Short prefills for each chunk of a long prompt."""
@@ -441,9 +441,9 @@ class Lmdeploy(Scheduler):
         return 0.0, self.blocks_used * block_size + shared - tokens, 0.0, shared
 
 
-def _defaults(device: Device) -> dict[str, int]:
-    """The engine's batch size by device (messages.py: 384 for A100, 1024 for H100 and H200)."""
-    sizes = {"a100": 384, "h100": 1024, "h200": 1024}
+def batch_size_by_device(device: Device) -> dict[str, int]:
+    """The engines' batch size by device (lmdeploy/utils.py, get_max_batch_size)."""
+    sizes = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "h200": 1024}
     return {"max_batch_size": next((n for name, n in sizes.items() if name in device.name), 128)}
 
 
@@ -455,7 +455,7 @@ SYSTEMS = (
         source="LMDeploy 0.18.0, pytorch/engine/inputs_maker.py, pytorch/paging",
         status="recorded",
         policy="lmdeploy:Lmdeploy",
-        defaults=_defaults,
+        defaults=batch_size_by_device,
         block_size=64,
         memory="lmdeploy",
         traits="lmdeploy",

@@ -7,7 +7,8 @@ server's own queue stays empty. A model that nobody has used for ``OLLAMA_KEEP_A
 its slots and the prompt cache held is gone. The server gets ``-c num_ctx·num_parallel -np num_parallel``
 and batches of ``num_batch`` tokens.
 
-Read in Ollama fb307609: server/sched.go, envconfig/config.go and llm/llama_server.go. Prompts beyond
+Behaviour as described for Ollama fb307609 (server/sched.go, envconfig/config.go, llm/llama_server.go); not
+compared with a recording. Prompts beyond
 ``num_ctx`` are refused here; a chat API in front would drop messages instead.
 """
 
@@ -25,7 +26,7 @@ from simulator.scheduling.system import Device, System
 __all__ = ["SYSTEMS", "Ollama"]
 
 BEYOND_THE_CHANNEL = 2
-"""Requests that the loader has taken out: the one it loads for, and the next, which blocks it."""
+"""Requests that the loader has taken out: the one it loads for, and the next, which blocks it. Inferred."""
 
 
 class Ollama(LlamaCpp):
@@ -128,7 +129,7 @@ class Ollama(LlamaCpp):
 
 
 def _defaults(device: Device) -> dict[str, int]:
-    """The context by the memory of the device (envconfig: below 24 GiB, below 48 GiB, else)."""
+    """4k, 32k or 256k tokens of context by the device's memory; the bounds of 24 and 48 GiB are assumed."""
     memory = device.memory_gib * device.num_gpus
     return {"device_ctx": 4096 if memory < 24 else 32768 if memory < 48 else 262144}
 
@@ -138,8 +139,8 @@ SYSTEMS = (
         name="ollama",
         version="fb307609 (2026-08-21)",
         summary="llama.cpp's server behind a model loader, a bounded queue and num_parallel permits",
-        source="Ollama fb307609, server/sched.go, llm/llama_server.go; llama.cpp 0c1e57098",
-        status="read",
+        source="Ollama fb307609, server/sched.go, llm/llama_server.go, as described; llama.cpp 0c1e57098",
+        status="inferred",
         policy="ollama:Ollama",
         defaults=_defaults,
         block_size=1,

@@ -18,8 +18,9 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.lmdeploy import batch_size_by_device
 from simulator.scheduling.request import FINISHED, RUNNING, Request
-from simulator.scheduling.system import Device, System
+from simulator.scheduling.system import System
 
 __all__ = ["SYSTEMS", "TurboMind"]
 
@@ -262,12 +263,6 @@ class TurboMind(Scheduler):
         return 0.0, float(self.blocks_used * self.block_size - tokens), 0.0, 0.0
 
 
-def _defaults(device: Device) -> dict[str, int]:
-    """The same batch sizes as for the PyTorch engine."""
-    sizes = {"a100": 384, "h100": 1024, "h200": 1024}
-    return {"max_batch_size": next((n for name, n in sizes.items() if name in device.name), 128)}
-
-
 SYSTEMS = (
     System(
         name="lmdeploy-turbomind",
@@ -276,7 +271,7 @@ SYSTEMS = (
         source="LMDeploy 1263d5cd, src/turbomind/engine/scheduler.cc, as described",
         status="inferred",
         policy="turbomind:TurboMind",
-        defaults=_defaults,
+        defaults=batch_size_by_device,
         block_size=64,
         memory="lmdeploy",
         traits="lmdeploy",

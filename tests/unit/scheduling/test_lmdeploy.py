@@ -15,9 +15,10 @@ from simulator.cluster import Cluster
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.results import FINISHED
 from simulator.scheduling import Batch, Request
-from simulator.scheduling.lmdeploy import Lmdeploy
+from simulator.scheduling.lmdeploy import Lmdeploy, batch_size_by_device
 from simulator.scheduling.lmdeploy_memory import TrieMemory
 from simulator.scheduling.request import RUNNING
+from simulator.scheduling.system import Device
 from simulator.scheduling.token_runs import Tokens
 from simulator.scheduling.turbomind import TurboMind
 from simulator.workload import Trace
@@ -167,6 +168,13 @@ def test_a_prompt_that_never_fits_is_refused() -> None:
         make(num_gpu_blocks=2).add(Request("a", 60, 5), 0.0)
     with pytest.raises(ConfigurationError):
         make(prefill_interval=0)
+
+
+def test_the_batch_size_goes_by_the_device() -> None:
+    sizes = [
+        batch_size_by_device(Device(name, 80))["max_batch_size"] for name in ("a800-80gb", "h200-sxm", "l40s")
+    ]
+    assert sizes == [384, 1024, 128]
 
 
 def test_the_trie_gives_up_its_oldest_leaf_first() -> None:
