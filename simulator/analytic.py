@@ -106,9 +106,10 @@ class SteadyState:
         state = cls(resolved, traffic)
         decoding = min(concurrency, state.max_batch)
         rate = state._rate(decoding)
-        for _ in range(50):  # of those in the system some are still waiting for their first token
-            waiting = rate * (state._decode(decoding) + 1.5 * state._least_extra(decoding))
-            decoding = max(min(concurrency - waiting, state.max_batch), concurrency / 2)
+        for _ in range(12):  # of those in the system some still wait for their first token
+            now = cls(resolved, traffic.at(min(rate, 0.999 * state.stability_limit)))
+            waiting = min(rate * now.ttft_s, concurrency / 2)
+            decoding = max(min(concurrency - waiting, state.max_batch), 1.0)
             rate = 0.5 * rate + 0.5 * state._rate(decoding)
         return cls(resolved, traffic.at(rate))
 
@@ -122,7 +123,9 @@ class SteadyState:
             raise CapacityError(
                 f"a request of {self.traffic.context:.0f} tokens does not fit the KV cache of {tokens} tokens"
             )
-        return max(1.0, min(by_memory, limits.get("max_num_seqs") or math.inf, self.token_budget))
+        by_rows = (limits.get("max_num_seqs") or math.inf) / (1 + 1 / self._rounds)  # prompts take rows too
+        by_tokens = self.token_budget / (1 + self.traffic.prompt / self._rounds)
+        return max(1.0, min(by_memory, by_rows, by_tokens))
 
     @property
     def token_budget(self) -> int:
@@ -134,6 +137,21 @@ class SteadyState:
         """Requests/s of one replica beyond which the queue grows without end."""
         batches = np.unique(np.rint(np.geomspace(1, self.max_batch, 24)))
         return max(self._rate(float(batch)) for batch in batches)
+
+    def capacity_bound(self, tpot_s: float = math.inf) -> float:
+        """Requests/s that no steady stream exceeds while a mean round lasts at most *tpot_s*; 0 where none is so short."""
+        best = 0.0
+        for batch in np.unique(np.rint(np.geomspace(1, self.max_batch, 48))):
+            best = max(best, self._rate(float(batch)))
+            if self._decode(float(batch)) > tpot_s:
+                return 0.0 if batch == 1 else best
+            if batch / (self._rate(float(batch)) * self._rounds) > tpot_s:
+                break
+        return best
+
+    def shortest_step(self) -> float:
+        """Seconds of the shortest round: one request that decodes."""
+        return self._decode(1.0)
 
     @property
     def load(self) -> float:
@@ -178,8 +196,8 @@ class SteadyState:
     @property
     def _gated(self) -> float:
         """TTFT of a request that arrives during a round."""
-        extras, mean = self._extras(self.batch), self._round(self.batch)
-        load = self.traffic.request_rate * extras.mean()
+        extras, mean, load = self._extras(self.batch), self._round(self.batch), self._prefill_load(self.batch)
+        extras = extras * (load / (self.traffic.request_rate * extras.mean()))  # what is left of each in company
         variance = self.traffic.request_rate * mean * float((extras**2).mean()) / (1 - load**2)
         biased = (mean**2 + variance) / mean
         ahead = mean if self.decides_ahead else 0.0
@@ -195,7 +213,7 @@ class SteadyState:
     def utilisation(self) -> dict[str, float]:
         """Share of the time or room in use: ``compute`` at peak FLOP/s, ``bandwidth`` at full rate, ``kv``, ``busy``."""
         rate, decoding = self.traffic.request_rate, max(round(self.batch), 1)
-        rounds = min(1.0, 1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
+        rounds = (1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
         decode = step_work(self.resolved.steptime, decoding, round(decoding * self.traffic.context))
         mixed = step_work(
             self.resolved.steptime, decoding, round(decoding * self.traffic.context), [(round(self.traffic.prompt), 0)]
@@ -217,7 +235,7 @@ class SteadyState:
         """$ per million input, output and all tokens of one replica; the time of a round is split by what prefill adds."""
         per_second = usd_per_gpu_hour * self.resolved.parallelism.num_gpus / 3600  # s per h
         rate = min(self.traffic.request_rate, self.stability_limit)
-        share = min(rate * float(self._extras(self.batch).mean()), 1.0)
+        share = min(self._prefill_load(self.batch), 1.0)
         return {
             "input": 1e6 * per_second * share / (rate * self.traffic.prompt),
             "output": 1e6 * per_second * (1 - share) / (rate * self.traffic.output),
@@ -280,11 +298,34 @@ class SteadyState:
 
     def _rate(self, batch: float) -> float:
         """Requests/s completed at a constant *batch*."""
-        return batch / (self._rounds * self._decode(batch) + batch * self._least_extra(batch))
+        prompts = batch / self._rounds  # of each round, since so many requests end in it
+        extra = self._extra_of(batch, prompts, float(self._extras(batch).mean()))
+        return batch / (self._rounds * self._decode(batch) + batch * extra)
 
     def _round(self, batch: float) -> float:
-        idle = 1 - self.traffic.request_rate * float(self._extras(batch).mean())
-        return self._decode(batch) / idle if idle > 0 else math.inf
+        """Mean seconds of a round beside *batch* decodes; infinite where the prompts alone are too much."""
+        return self._decode(batch) / (1 - self._prefill_load(batch)) if self._prefill_load(batch) < 1 else math.inf
+
+    def _prefill_load(self, batch: float) -> float:
+        """λ x: share of the time that prompts add. Several in one round cost less each, so x depends on the round."""
+        rate, decode, alone = self.traffic.request_rate, self._decode(batch), float(self._extras(batch).mean())
+        if rate * alone < 1 and rate * decode / (1 - rate * alone) <= 1:
+            return rate * alone
+        low, high = decode, max(self.token_budget - batch, 1.0) / (rate * self.traffic.prompt)
+        if decode + rate * high * self._extra_of(batch, rate * high, alone) > high:
+            return 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            longer = decode + rate * middle * self._extra_of(batch, rate * middle, alone) > middle
+            low, high = (middle, high) if longer else (low, middle)
+        return rate * self._extra_of(batch, rate * high, alone)
+
+    def _extra_of(self, batch: float, prompts: float, alone: float) -> float:
+        """Seconds that each of *prompts* prompts adds to one round; *alone* where it has the round to itself."""
+        if prompts <= 1:
+            return alone
+        together = self._seconds(batch, prompts * self.traffic.prompt) - self._decode(batch)
+        return min(alone, together / prompts)
 
     def _decode(self, batch: float) -> float:
         return self._seconds(batch, 0.0)
@@ -301,12 +342,6 @@ class SteadyState:
             chunks = self._chunks(prompt, batch)
             found.append(chunks * (self._seconds(batch, prompt / chunks) - self._decode(batch)))
         return np.maximum(found, 0.0)
-
-    def _least_extra(self, batch: float) -> float:
-        """Mean seconds that a prompt adds under pressure: by itself, or as its part of a full budget."""
-        room = max(self.token_budget - batch, 1.0)
-        full = (self._seconds(batch, room) - self._decode(batch)) * self.traffic.prompt / room
-        return min(float(self._extras(batch).mean()), full)
 
     def _chunks(self, prompt: float, batch: float) -> int:
         """Rounds that *prompt* takes beside *batch* decodes."""

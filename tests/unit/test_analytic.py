@@ -1,0 +1,127 @@
+"""The steady state in closed form, against simulations and against laws that hold for any queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.analytic import SteadyState, Traffic
+from simulator.deployment import Deployment, Resolved
+from simulator.errors import CapacityError, ConfigurationError
+from simulator.simulation import simulate
+from simulator.workload import Lengths, generate_trace
+
+CHAT = Lengths.parse("lognormal:mean=900,sigma=0.8,max=6000"), Lengths.parse("lognormal:mean=200,sigma=0.6,max=900")
+CASES = {"llama-3.1-8b": ("h100", 1), "llama-3.1-70b": ("h200", 2), "qwen2.5-32b": ("a100", 2)}
+
+
+def resolved(model: str = "llama-3.1-8b", **options: object) -> Resolved:
+    gpu, tp = CASES[model]
+    return Deployment.of(model=model, gpu=gpu, tensor_parallel_size=tp, **options).resolve()
+
+
+@pytest.mark.parametrize("load", [0.2, 0.45, 0.65])
+@pytest.mark.parametrize("model", CASES)
+def test_it_agrees_with_the_simulation_within_ten_percent_below_seventy_percent_load(model: str, load: float) -> None:
+    deployed = resolved(model)
+    sample = generate_trace(4000, request_rate=1.0, input_length=CHAT[0], output_length=CHAT[1], seed=5)
+    limit = SteadyState(deployed, Traffic.of_trace(sample)).stability_limit
+    trace = sample.with_request_rate(load * limit)
+    state = SteadyState(deployed, Traffic.of_trace(trace))
+    values = simulate(trace, deployed).summary.values
+    assert 1000 * state.ttft_s == pytest.approx(values["mean_ttft_ms"], rel=0.1)
+    assert 1000 * state.tpot_s == pytest.approx(values["mean_tpot_ms"], rel=0.1)
+    assert state.caveats == []
+
+
+def test_a_lone_request_is_the_sum_of_its_steps() -> None:
+    deployed = resolved()
+    state = SteadyState(deployed, Traffic(1e-6, (800.0,), 100.0))
+    assert state.ttft_s == pytest.approx(deployed.steptime.seconds(0, 0, [(800, 0)]), rel=1e-3)
+    assert state.tpot_s == pytest.approx(deployed.steptime.seconds(1, 850), rel=1e-2)
+
+
+def test_more_traffic_than_the_limit_is_called_what_it_is() -> None:
+    deployed = resolved()
+    limit = SteadyState(deployed, Traffic(1.0, (800.0,), 100.0)).stability_limit
+    state = SteadyState(deployed, Traffic(1.05 * limit, (800.0,), 100.0))
+    assert not state.stable
+    assert state.ttft_s == state.tpot_s == float("inf")
+    assert "no steady state" in state.caveats[0]
+    trace = generate_trace(
+        3000, request_rate=1.3 * limit, input_length=Lengths.parse("800"), output_length=Lengths.parse("100"), seed=1
+    )
+    overload = simulate(trace, deployed).summary.overload
+    assert overload is not None
+    assert overload.overloaded
+
+
+def test_it_says_where_it_stops_being_valid() -> None:
+    deployed = resolved()
+    traffic = Traffic(1.0, (800.0,), 100.0)
+    limit = SteadyState(deployed, traffic).stability_limit
+    assert "above 70%" in SteadyState(deployed, traffic.at(0.85 * limit)).caveats[0]
+    assert "burstier" in SteadyState(deployed, dataclasses.replace(traffic, dispersion=9.0)).caveats[0]
+    small = resolved(num_gpu_blocks=400)
+    tight = SteadyState(small, traffic)
+    tight = SteadyState(small, traffic.at(0.6 * tight.stability_limit))
+    assert any("wait for memory" in line for line in tight.caveats)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(50, 4000), st.floats(2, 800), st.floats(0.05, 0.9))
+def test_latency_batch_and_use_grow_with_the_load(prompt: float, output: float, load: float) -> None:
+    deployed = RESOLVED
+    traffic = Traffic(1.0, (prompt,), output)
+    limit = SteadyState(deployed, traffic).stability_limit
+    less, more = (SteadyState(deployed, traffic.at(share * limit)) for share in (load, 1.05 * load))
+    assert less.batch <= more.batch
+    assert less.tpot_s <= more.tpot_s * (1 + 1e-9)
+    assert less.cost_per_million(2.0)["all"] > more.cost_per_million(2.0)["all"]
+    assert all(0 <= value <= 1 for value in more.utilisation.values())
+    assert sum(more.shares.values()) == pytest.approx(1)
+    parts = more.cost_per_million(3.6)
+    total = parts["input"] * prompt + parts["output"] * output
+    assert total == pytest.approx(parts["all"] * (prompt + output), rel=1e-6)
+
+
+RESOLVED = resolved()
+
+
+def test_concurrency_and_rate_are_two_views_of_one_state() -> None:
+    """Little's law: requests in the system = rate × time in it."""
+    traffic = Traffic(1.0, (800.0,), 200.0)
+    for concurrency in (4, 16, 64):
+        state = SteadyState.at_concurrency(RESOLVED, traffic, concurrency)
+        trace = generate_trace(
+            1500, input_length=Lengths.parse("800"), output_length=Lengths.parse("200"), max_concurrency=concurrency, seed=1
+        )
+        throughput = simulate(trace, RESOLVED).summary["request_throughput"]
+        assert state.traffic.request_rate == pytest.approx(throughput, rel=0.1)
+
+
+def test_it_takes_milliseconds() -> None:
+    """A third at most of what the simulation of a few thousand requests takes, whatever the machine."""
+    trace = generate_trace(4000, request_rate=8.0, input_length=CHAT[0], output_length=CHAT[1], seed=5)
+    traffic = Traffic.of_trace(trace)
+    start = time.process_time()
+    _ = SteadyState(RESOLVED, traffic).as_dict()
+    closed = time.process_time() - start
+    start = time.process_time()
+    simulate(trace, RESOLVED)
+    assert closed < (time.process_time() - start) / 3
+
+
+def test_impossible_traffic_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="request rate nan"):
+        Traffic(float("nan"), (100.0,), 10.0)
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        Traffic(1.0, (100.0,), 0.0)
+    with pytest.raises(CapacityError, match="does not fit"):
+        _ = SteadyState(resolved(num_gpu_blocks=70, max_model_len=1000), Traffic(1.0, (3000.0,), 10.0)).stability_limit
+    with pytest.raises(ConfigurationError, match="concurrency 0"):
+        SteadyState.at_concurrency(RESOLVED, Traffic(1.0, (100.0,), 10.0), 0)
