@@ -138,3 +138,27 @@ def test_sharing_the_traffic_evenly_waits_less_than_at_random() -> None:
     turns, _ = times(trace, 1, ConstantStep(), num_replicas=4, router="round-robin")
     random, _ = times(trace, 1, ConstantStep(), num_replicas=4, router="random")
     assert turns.mean() < random.mean()
+
+
+@pytest.mark.parametrize(("servers", "load"), [(4, 0.7), (2, 0.6)])
+def test_a_central_queue_is_m_m_c(servers: int, load: float) -> None:
+    options = {"num_replicas": servers, "router": "central-queue"}
+    waiting, _ = times(traffic(load, servers, 12_000, 8), 1, ConstantStep(), **options)
+    agrees(
+        waiting, erlang_c(servers, load) * MEAN_SERVICE / (servers * (1 - load)), slack=0.02 * MEAN_SERVICE
+    )
+
+
+def test_two_choices_of_many_are_the_supermarket_model() -> None:
+    n, load = 40, 0.8
+    _, two = times(traffic(load, n, 16_000, 9), 1, ConstantStep(), num_replicas=n, router="power-of-two")
+    # mean time in system, in services, for n → ∞: Σ λ^(2^i − 2), Mitzenmacher (2001), theorem 1 with d = 2
+    theory = MEAN_SERVICE * sum(load ** (2**i - 2) for i in range(1, 10))
+    agrees(two, theory, slack=0.05 * MEAN_SERVICE)
+
+
+def test_looking_at_the_replicas_beats_not_looking() -> None:
+    trace = traffic(0.8, 8, 8_000, 10)
+    routers = ("random", "round-robin", "power-of-two", "least-outstanding", "central-queue")
+    waits = [times(trace, 1, ConstantStep(), num_replicas=8, router=router)[0].mean() for router in routers]
+    assert waits == sorted(waits, reverse=True), dict(zip(routers, waits, strict=True))

@@ -1,0 +1,266 @@
+"""Pools hand requests over, grow and shrink, share GPUs, and cost what they cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.cluster.admission import AdmissionSpec
+from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec, autoscale, balance
+from simulator.cluster.bill import bills, gpus_over_time, total_usd
+from simulator.cluster.classes import class_table
+from simulator.cluster.failures import FailureSpec, Fault, install_failures
+from simulator.cluster.pool import State
+from simulator.results import FINISHED, REJECTED
+from simulator.workload import Trace
+
+
+class Constant:
+    """Every step lasts 0.1 s."""
+
+    def seconds(self, num_decodes: int, decode_context: int, prefills: Any = ()) -> float:
+        return 0.1
+
+    def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float]:
+        return [0.1] * n
+
+
+def stages(records: Any, i: int = 0) -> tuple[float, float, float]:
+    return records.first_scheduled_time[i], records.first_token_time[i], records.finish_time[i]
+
+
+# prefill and decode
+
+
+def disaggregated(make_pool: Any, **decode: Any) -> list[Any]:
+    return [
+        make_pool("p", 1, role="prefill", kv_bytes_per_token=10.0, steptime=Constant()),
+        make_pool("d", 1, decode or None, role="decode", steptime=Constant()),
+    ]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_way_of_one_request_over_two_pools(run_fleet: Any, make_pool: Any, ahead: bool) -> None:
+    trace = Trace.from_columns([0.0], [20], [4])
+    fleet, records = run_fleet(
+        trace, disaggregated(make_pool, async_scheduling=ahead), link=(1000.0, 0.3, "fair", False)
+    )
+    # prompt 0.1 s, 200 B at 1000 B/s + 0.3 s, then three tokens of 0.1 s
+    assert stages(records) == pytest.approx((0.0, 0.1, 0.1 + 0.5 + 0.3))
+    assert fleet.bytes_sent == 200 and fleet.transfer_seconds == [pytest.approx(0.5)]
+    assert records.output_length[0] == 4 and records.replica[0] == 1
+    gaps = fleet.members[1].replica.itl
+    assert gaps.total == 3 and gaps.mean == pytest.approx((0.6 + 0.1 + 0.1) / 3)
+    assert (
+        fleet.members[1].replica.series.sum("prefill_tokens") == 1
+    )  # the first output token, nothing of the prompt
+
+
+def test_an_answer_of_one_token_needs_no_decode_pool(run_fleet: Any, make_pool: Any) -> None:
+    fleet, records = run_fleet(
+        Trace.from_columns([0.0], [20], [1]), disaggregated(make_pool), link=(1.0, 0.0, "fair", False)
+    )
+    assert records.finish_time[0] == pytest.approx(0.1) and fleet.bytes_sent == 0
+
+
+def test_handing_over_at_no_cost_takes_as_many_steps_as_one_replica(
+    run_fleet: Any, make_pool: Any, random_trace: Any
+) -> None:
+    """One request at a time over a link that costs nothing: the same times as without the pools."""
+    lengths = np.random.default_rng(1).integers(2, 40, (2, 20))
+    trace = Trace.from_columns(10.0 * np.arange(20), lengths[0], lengths[1])
+    _, apart = run_fleet(trace, disaggregated(make_pool), link=(1e30, 0.0, "fair", False))
+    _, whole = run_fleet(trace, [make_pool("w", 1, steptime=Constant())])
+    np.testing.assert_allclose(apart.first_token_time, whole.first_token_time)
+    np.testing.assert_allclose(apart.finish_time, whole.finish_time)
+
+
+def test_a_dead_prefill_replica_takes_its_transfers_along(run_fleet: Any, make_pool: Any) -> None:
+    pools = [
+        make_pool("p", 2, role="prefill", kv_bytes_per_token=10.0, steptime=Constant()),
+        disaggregated(make_pool)[1],
+    ]
+    death = FailureSpec(events=(Fault(kind="death", pool="p", at=0.5),))
+    fleet, records = run_fleet(
+        Trace.from_columns([0.0], [20], [4]),
+        pools,
+        lambda f: install_failures(f, death),
+        link=(200.0, 0.0, "fair", False),
+    )
+    assert fleet.retries == [1]
+    assert stages(records) == pytest.approx((0.5, 0.6, 0.6 + 1.0 + 0.3))
+
+
+def test_replicas_change_sides_where_one_side_waits(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns(np.linspace(0, 2, 60), [60] * 60, [2] * 60)  # all prompt
+    pools = [
+        make_pool("p", 1, role="prefill", kv_bytes_per_token=1.0, steptime=Constant()),
+        make_pool("d", 3, role="decode", steptime=Constant()),
+    ]
+    link = (1e9, 0.0, "fair", False)
+
+    def adapt(fleet: Any) -> None:
+        fleet.env.process(balance(fleet, *pools, RatioSpec(interval=0.5, imbalance=3.0, switch=0.1)))
+
+    _, fixed = run_fleet(trace, pools, link=link)
+    fleet, moved = run_fleet(trace, pools, adapt, link=link)
+    assert len(fleet.of(pools[0], State.READY)) == 3
+    assert moved.finish_time.max() < 0.6 * fixed.finish_time.max()
+    # a machine that changes sides is paid for once
+    assert gpus_over_time(bills(fleet.members, 10.0), 10.0)[1].max() == 4
+
+
+# growing and shrinking
+
+
+def test_a_pool_grows_with_its_queue_and_shrinks_again(run_fleet: Any, make_pool: Any) -> None:
+    burst = np.concatenate((np.linspace(0, 1, 80), [30.0, 60.0]))
+    trace = Trace.from_columns(burst, [8] * 82, [20] * 82)
+    pool = make_pool("pool", 1, steptime=Constant(), startup=1.5, usd_per_hour=3600.0)
+    spec = AutoscaleSpec(signal="queue", target=5, max_replicas=4, interval=1.0, scale_down_delay=5.0)
+    fleet, records = run_fleet(
+        trace, [pool], lambda f: f.env.process(autoscale(f, pool, spec)), router="central-queue"
+    )
+    _, fixed = run_fleet(trace, [pool])
+    lines = bills(fleet.members, fleet.env.now)
+    assert len(lines) == 4
+    assert all(line.ready == pytest.approx(line.start + 1.5) for line in lines[1:])
+    assert all(line.state == "stopped" for line in lines[1:]) and lines[0].state == "ready"
+    assert records.finish_time.max() == pytest.approx(fixed.finish_time.max(), rel=0.01)  # the stragglers
+    assert records.finish_time[:80].max() < fixed.finish_time[:80].max()
+    seconds = sum((line.stop if line.stop == line.stop else fleet.env.now) - line.start for line in lines)
+    assert total_usd(lines) == pytest.approx(seconds)  # 3600 $ per hour
+    times, gpus = gpus_over_time(lines, fleet.env.now)
+    assert gpus[0] == 1 and gpus.max() == 4 and gpus[-1] == 0
+    assert float(np.sum(np.diff(times) * gpus[:-1])) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("signal", "target"), [("kv", 0.2), ("ttft", 300.0)])
+def test_other_signals_scale_too(run_fleet: Any, make_pool: Any, signal: str, target: float) -> None:
+    trace = Trace.from_columns(np.linspace(0, 20, 150), [30] * 150, [20] * 150)
+    pool = make_pool("pool", 1, steptime=Constant())
+    spec = AutoscaleSpec(signal=signal, target=target, max_replicas=3, interval=1.0)  # type: ignore[arg-type]
+    fleet, _ = run_fleet(
+        trace, [pool], lambda f: f.env.process(autoscale(f, pool, spec)), router="least-outstanding"
+    )
+    assert len(fleet.members) == 3
+
+
+def test_a_drained_replica_finishes_what_it_has(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns([0.0, 0.0, 1.0, 1.1], [8] * 4, [30] * 4)
+
+    def drain(fleet: Any) -> None:
+        fleet.env.timeout(0.5).callbacks.append(lambda _: fleet.drain(fleet.members[0]))
+
+    fleet, records = run_fleet(trace, [make_pool(steptime=Constant())], drain)
+    assert records.replica.tolist() == [0, 1, 1, 1] and records.count(FINISHED) == 4
+    assert fleet.members[0].stop_time == pytest.approx(3.0)
+
+
+# trouble
+
+
+def test_a_slow_replica_takes_longer_while_it_is_slow(run_fleet: Any, make_pool: Any) -> None:
+    slow = FailureSpec(events=(Fault(kind="slow", pool="pool", at=0.95, duration=1.0, factor=2.0),))
+    _, records = run_fleet(
+        Trace.from_columns([0.0], [8], [30]),
+        [make_pool(replicas=1, steptime=Constant())],
+        lambda f: install_failures(f, slow),
+    )
+    # ten steps end by 1.0; those that begin before 1.95 last 0.2 s each: five; the rest 0.1 s
+    assert records.finish_time[0] == pytest.approx(1.0 + 5 * 0.2 + 15 * 0.1)
+
+
+def test_a_cut_keeps_new_requests_away_and_answers_come_through(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns([0.0, 0.5, 0.6], [8] * 3, [20] * 3)
+    cut = FailureSpec(events=(Fault(kind="cut", pool="pool", at=0.1, duration=3.0),))
+    _, two = run_fleet(
+        trace,
+        [make_pool(steptime=Constant())],
+        lambda f: install_failures(f, cut),
+        router="least-outstanding",
+    )
+    assert two.replica.tolist() == [0, 1, 1] and two.finish_time[0] == pytest.approx(2.0)
+    _, one = run_fleet(
+        trace, [make_pool(replicas=1, steptime=Constant())], lambda f: install_failures(f, cut)
+    )
+    assert one.first_scheduled_time.tolist() == pytest.approx([0.0, 3.1, 3.1])
+
+
+# models, classes, limits
+
+
+def test_requests_go_where_their_model_is(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns(0.1 * np.arange(6), [8] * 6, [4] * 6, model=["x", "y", "z"] * 2)
+    pools = [make_pool("a", 1, serves=frozenset("x")), make_pool("b", 2, serves=frozenset("xy"))]
+    _, records = run_fleet(trace, pools)
+    assert records.status[2] == records.status[5] == REJECTED
+    assert records.reason_counts(REJECTED) == {"no pool serves model z": 2}
+    assert set(records.replica[[1, 4]].tolist()) <= {1, 2}
+
+
+def test_replicas_that_take_turns_slow_each_other_down_only_while_both_work(
+    run_fleet: Any, make_pool: Any
+) -> None:
+    trace = Trace.from_columns([0.0, 1.0], [8, 8], [30, 5], model=["x", "y"])
+    pools = [make_pool(name, 1, steptime=Constant(), serves=frozenset(name), gpus="g") for name in ("x", "y")]
+    _, records = run_fleet(trace, pools)
+    assert records.finish_time[1] == pytest.approx(1.0 + 5 * 0.2, abs=0.11)
+    assert records.finish_time[0] == pytest.approx(3.0 + 5 * 0.1, abs=0.11)
+
+
+def test_a_bucket_lets_through_its_rate_and_its_burst(run_fleet: Any, make_pool: Any) -> None:
+    n = 50
+    trace = Trace.from_columns(0.1 * np.arange(n), [8] * n, [2] * n, tenant=["a", "b"] * (n // 2))
+    limits = AdmissionSpec(rate=2.0, burst=3)
+    _, records = run_fleet(trace, [make_pool(steptime=Constant())], admission=limits)
+    assert records.count(FINISHED) == 3 + int(4.9 * 2)
+    assert list(records.reason_counts(REJECTED)) == ["rate limit: 2 requests/s, bursts of 3"]
+    _, each = run_fleet(
+        trace, [make_pool(steptime=Constant())], admission=AdmissionSpec(rate=2.0, burst=3, per_tenant=True)
+    )
+    assert each.count(FINISHED) == 2 * (3 + int(4.8 * 2))
+
+
+def test_queues_are_bounded_where_they_are_told_to(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns(0.01 * np.arange(40), [8] * 40, [30] * 40)
+    pool = make_pool(replicas=1, steptime=Constant())
+    fleet, records = run_fleet(trace, [pool], admission=AdmissionSpec(max_queue=4))
+    assert fleet.members[0].replica.series.points()["num_waiting"].max() <= 4
+    assert records.reason_counts(REJECTED) == {
+        "overload: 4 requests wait (max_queue)": records.count(REJECTED)
+    }
+    _, records = run_fleet(trace, [pool], admission=AdmissionSpec(max_outstanding=7))
+    assert records.count(FINISHED) == 7
+    _, records = run_fleet(trace, [pool], router="central-queue", admission=AdmissionSpec(max_wait=0.5))
+    left = records.status == REJECTED
+    np.testing.assert_allclose(records.finish_time[left] - records.arrival_time[left], 0.5)
+
+
+def test_attainment_counts_those_who_got_nothing(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns(
+        np.zeros(20),
+        [8] * 20,
+        [10] * 20,
+        slo_class=["chat", "batch"] * 10,
+        tenant=["t"] * 20,
+        request_id=None,
+    )
+    _, records = run_fleet(
+        trace, [make_pool(replicas=1, steptime=Constant())], admission=AdmissionSpec(max_outstanding=12)
+    )
+    from simulator.results import Categories
+
+    records = records.__class__(
+        **{**records.__dict__, "slo_class": Categories(trace.slo_class.codes, trace.slo_class.names)}
+    )
+    rows = {
+        row.name: row
+        for row in class_table(records, 2.0, {"chat": {"ttft": 150.0}, "batch": {"e2el": 1e6}}, {})
+    }
+    # 12 are let in, six run at once: three of each class get their first token after 0.1 s
+    assert rows["chat"].requests == 10 and rows["chat"].finished == 6
+    assert rows["chat"].attainment == pytest.approx(0.3) and rows["batch"].attainment == pytest.approx(0.6)
+    assert rows["all"].goodput == pytest.approx((3 + 6) / 2.0)
