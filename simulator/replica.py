@@ -284,8 +284,8 @@ class Replica:
     def _step_seconds(self, batch: Batch) -> float:
         if batch.forwards is not None:
             return math.fsum(self._step_seconds(forward) for forward in batch.forwards)
-        if not batch.prefills:
-            return self.steptime.seconds(batch.num_decodes, batch.decode_context)
+        if not batch.prefills:  # a decision that only preempts or refuses runs nothing
+            return self.steptime.seconds(batch.num_decodes, batch.decode_context) if batch.num_decodes else 0.0
         chunks = [(chunk, context) for _, chunk, context in batch.prefills]
         if batch.padded_tokens:  # a rectangle: every prompt is computed at the length of the longest
             chunks = [max(chunks)] * len(chunks)

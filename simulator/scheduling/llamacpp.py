@@ -87,7 +87,7 @@ class LlamaCpp(LlamaServer):
         batch.num_decodes = len(decoding)
         batch.decode_context = decoding.computed
         batch.iteration = decoding.iteration
-        batch.repeatable = True
+        batch.repeatable = not batch.failed
         return batch
 
     def _take_cells(self, n: int) -> None:
@@ -289,7 +289,8 @@ class LlamaCpp(LlamaServer):
             forwards = micro_batches(rows, self.n_ubatch, unified=self.unified)
             if len(forwards) > 1:
                 batch.forwards = forwards
-        if batch.forwards is None and not batch.prefills and not batch.stalled and not self._prompting:
+        events = batch.prefills or batch.stalled or batch.rejected or batch.failed
+        if batch.forwards is None and not events and not self._prompting:
             batch.repeatable = True
 
     # context shift

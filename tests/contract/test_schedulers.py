@@ -117,6 +117,8 @@ def test_every_request_ends_and_every_block_returns(system: System, make_small: 
     def check(batch: Any, alive: set[Request]) -> None:
         assert 0 <= scheduler.blocks_used <= scheduler.num_blocks
         assert scheduler.num_running + scheduler.num_waiting == len(alive)
+        told = batch.prefills or batch.joining or batch.preempted or batch.stalled or batch.rejected or batch.failed
+        assert not (batch.repeatable and told), "a driver looks only at batches that do not repeat"
         rows = [request for request, tokens in batch.rows() if tokens > 0]
         assert len(rows) == len(set(rows)), "a sequence twice in one iteration"
         if batch.repeatable:
