@@ -22,7 +22,7 @@ from simulator.cluster import Cluster  # noqa: E402
 from simulator.scheduling.system import find_system, list_systems  # noqa: E402
 from simulator.workload import Trace  # noqa: E402
 
-# LightLLM's iterations are one or two forward passes, and what a clock of equal iterations says of them is not comparable.
+# LightLLM's iterations are one or two forward passes: a clock of equal iterations does not compare them.
 SYSTEMS = [system.name for system in list_systems() if system.same_as is None and system.name != "lightllm"]
 STEP = 0.01  # s
 BLOCK, CAPACITY = 4, 60
