@@ -15,10 +15,12 @@ from simulator.cli import (
     calibrate_serving,
     compare,
     conform,
+    dashboard,
     estimate,
     gpus,
     models,
     run,
+    size,
     systems,
     trace,
     validate_operators,
@@ -52,6 +54,8 @@ app.command("models")(models.models)
 app.add_typer(gpus.app, name="gpus")
 app.command("systems")(systems.systems)
 app.command("conform")(conform.conform)
+app.command("dashboard")(dashboard.dashboard)
+app.command("size")(size.size)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
 

@@ -1,0 +1,110 @@
+"""Files a reader may name: traces the dashboard was started with, and what was uploaded since.
+
+An upload is stored under the digest of its content in a folder of this process, so a link to it works for as long
+as the server runs. Together they may take `MAX_BYTES`; the oldest go first. Nothing else on the disk can be named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from simulator.errors import ConfigurationError, SimError
+
+__all__ = ["bundled", "error_text", "path_of", "store", "title_of", "uploads"]
+
+MAX_BYTES = 2**30
+LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1}
+"""Largest upload of each kind, MB."""
+SUFFIX = {"model": ".json", "gpu": ".yaml"}
+Kind = Literal["trace", "model", "gpu"]
+_lock = threading.Lock()
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sim-dashboard-", ignore_cleanup_errors=True)
+
+
+@cache
+def bundled() -> dict[str, Path]:
+    """Traces named when the server was started, by key."""
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    return {f"file:{path.name}": path for path in paths}
+
+
+def store(kind: Kind, name: str, content: bytes) -> str:
+    """Keep an upload and return its key, ``kind:digest:name``."""
+    limit = LIMITS_MB[kind]
+    if len(content) > limit * 10**6:
+        raise ConfigurationError(f"{name}: {len(content) / 1e6:.0f} MB: must be at most {limit} MB")
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).lstrip(".") or "upload"
+    if kind in SUFFIX:
+        safe = str(Path(safe).with_suffix(SUFFIX[kind]))
+    key = f"{kind}:{digest}:{safe}"
+    path = _place(key)
+    with _lock:
+        if not path.exists():
+            _make_room(len(content))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+    return key
+
+
+def uploads(kind: Kind) -> list[str]:
+    """Keys of what was uploaded, by name."""
+    found = [f"{kind}:{path.parent.name}:{path.name}" for path in Path(_folder().name).glob("*/*")]
+    suffix = SUFFIX.get(kind)
+    return sorted(key for key in found if suffix is None or key.endswith(suffix))
+
+
+def path_of(key: str) -> str:
+    """Where the file under *key* lies; a name that is no key is returned as it is.
+
+    Raises `ConfigurationError` for an upload that is gone.
+    """
+    if key in bundled():
+        return str(bundled()[key])
+    if not _is_key(key):
+        if "/" in key or "\\" in key or key.endswith((".json", ".yaml", ".yml")):
+            raise ConfigurationError(f"{key!r}: must be a name or an upload, not a path")
+        return key
+    if not _place(key).exists():
+        raise ConfigurationError(f"{title_of(key)}: no longer on this server: upload it again")
+    return str(_place(key))
+
+
+def title_of(key: str) -> str:
+    """What a reader calls the file under *key*."""
+    if key in bundled():
+        return str(bundled()[key])
+    return key.split(":", 2)[2] if _is_key(key) else key
+
+
+def error_text(error: SimError) -> str:
+    """The error in one line, without the folder of uploads."""
+    return re.sub(re.escape(_folder().name) + r"/[0-9a-f]{16}/", "", str(error))
+
+
+def _is_key(key: str) -> bool:
+    return re.fullmatch(r"(trace|model|gpu):[0-9a-f]{16}:[A-Za-z0-9_-][A-Za-z0-9._-]*", key) is not None
+
+
+def _place(key: str) -> Path:
+    _, digest, name = key.split(":", 2)
+    return Path(_folder().name) / digest / name
+
+
+def _make_room(size: int) -> None:
+    files = sorted(Path(_folder().name).glob("*/*"), key=lambda path: path.stat().st_mtime)
+    used = sum(path.stat().st_size for path in files)
+    while files and used + size > MAX_BYTES:
+        used -= files[0].stat().st_size
+        files.pop(0).unlink()

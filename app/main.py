@@ -1,0 +1,18 @@
+"""The script that Streamlit runs: pages, and the link that brought the reader here."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import streamlit as st
+
+from app import state
+from app.views import whatif
+
+st.set_page_config(page_title="servesim", page_icon=str(files("app") / "icon.svg"), layout="wide")
+st.html(files("app") / "style.css")
+state.restore()
+pages = [
+    st.Page(whatif.page, title="What if", icon=":material/tune:", url_path="what-if", default=True),
+]
+st.navigation(pages, position="top").run()

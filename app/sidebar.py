@@ -1,0 +1,264 @@
+"""The controls: traffic, what is deployed, limits, objectives. Every page that simulates draws them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app import library, state
+from app.state import key
+from app.view import DESCRIBED, MAX_REQUESTS, SYSTEM, View
+from hwprofiles import list_profiles
+from simulator.errors import SimError
+from simulator.models import DTYPES, list_models, load_model
+from simulator.scheduling.system import find_system, list_systems
+from simulator.workload import FORMATS
+
+__all__ = ["controls"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Chat": {},
+    "Conversations, shared system prompts": {
+        "num_prompts": 1000,
+        "request_rate": 1.0,
+        "input_mean": 120,
+        "input_sigma": 0.9,
+        "turns": 7,
+        "think_time": 20.0,
+        "num_prefixes": 4,
+        "prefix_length": 800,
+    },
+    "Summarising long documents": {
+        "request_rate": 0.8,
+        "input_mean": 8000,
+        "input_sigma": 0.6,
+        "output_mean": 250,
+    },
+    "Bursty batch jobs": {"burstiness": 0.15, "request_rate": 8.0, "input_mean": 500, "output_mean": 400},
+}
+"""Changes to the described traffic of the first screen; its figures are Azure's conversations of 2023."""
+FREE = "system's choice"
+
+
+def controls() -> View | None:
+    """Draw the controls and return what they say; None where something is wrong, which is said."""
+    with st.sidebar:
+        if st.session_state["link_error"]:
+            st.error(f"The link could not be followed: {st.session_state['link_error']}")
+        _traffic()
+        _deployment()
+        _limits()
+        _objectives()
+        try:
+            view = state.chosen()
+        except SimError as error:
+            st.error(library.error_text(error))
+            return None
+        if st.button("Back to the first screen", help="Forget every change.", width="stretch"):
+            st.session_state.pop("ready")
+            st.query_params.clear()
+            st.rerun()
+    state.publish(view)
+    return view
+
+
+def _traffic() -> None:
+    st.subheader("Traffic")
+    sources = [DESCRIBED, *library.bundled(), *library.uploads("trace")]
+    if st.session_state[key("source")] not in sources:
+        sources.append(st.session_state[key("source")])
+    st.selectbox("Requests", sources, format_func=_source_title, key=key("source"))
+    if st.session_state[key("source")] == DESCRIBED:
+        _description()
+    else:
+        _replay()
+    with st.expander("Upload a trace"):
+        _upload(
+            "trace",
+            "Trace of any supported format",
+            "Azure, BurstGPT, Mooncake, ShareGPT, CSV …; plain or gzip.",
+        )
+
+
+def _source_title(source: str) -> str:
+    return "described below" if source == DESCRIBED else Path(library.title_of(source)).name
+
+
+def _description() -> None:
+    st.selectbox(
+        "Start from",
+        list(PRESETS),
+        index=None,
+        placeholder="a typical workload",
+        key="preset",
+        on_change=_apply_preset,
+        help="Sets the numbers below.",
+    )
+    _slider("request_rate", "Requests per second", 0.1, 60.0, 0.1, "Mean arrival rate.")
+    _slider(
+        "burstiness",
+        "Burstiness",
+        0.05,
+        3.0,
+        0.05,
+        "Shape of gamma gaps, as in vLLM: 1 is Poisson, less is burstier.",
+    )
+    _number("input_mean", "Prompt length, mean (tokens)", "Lognormal.", step=50)
+    _number("output_mean", "Output length, mean (tokens)", "Lognormal.", step=10)
+    with st.expander("More about the traffic"):
+        _number("num_prompts", "Requests", f"At most {MAX_REQUESTS:,}.", step=500)
+        _slider(
+            "input_sigma", "Spread of prompt lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
+        )
+        _slider(
+            "output_sigma", "Spread of output lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
+        )
+        _number("turns", "Turns of a conversation, at most", "1: requests on their own.")
+        _number("think_time", "Time between turns, mean (s)", "Exponential.", step=1.0)
+        _number("num_prefixes", "Shared prefixes", "0: none. Each prompt starts with one of them.")
+        _number("prefix_length", "Length of a shared prefix (tokens)", "", step=100)
+        _number("seed", "Seed", "Another sample of the same traffic.")
+        _number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
+
+
+def _replay() -> None:
+    _number(
+        "rescaled_rate", "Requests per second", "0: as recorded. Else arrivals are stretched to it.", step=0.5
+    )
+    with st.expander("How to read it"):
+        _number("first", "Only the first … requests", "0: all.", step=500)
+        _number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
+        formats = ["", *sorted(FORMATS)]
+        st.selectbox("Format", formats, format_func=lambda name: name or "recognised", key=key("format"))
+        units = ["", "s", "ms", "us", "ns"]
+        st.selectbox(
+            "Unit of time", units, format_func=lambda unit: unit or "the format's", key=key("time_unit")
+        )
+
+
+def _apply_preset() -> None:
+    if (name := st.session_state["preset"]) is not None:
+        base = View.of({})
+        fields = {field for preset in PRESETS.values() for field in preset}
+        for field in fields:
+            st.session_state[key(field)] = PRESETS[name].get(field, getattr(base, field))
+
+
+def _deployment() -> None:
+    st.subheader("Deployment")
+    models = [*list_models(), *library.uploads("model")]
+    _select("model", "Model", models, "A name of the zoo, or the config.json that you upload.")
+    gpus = [*list_profiles(), *library.uploads("gpu")]
+    _select("gpu", "GPU", gpus, "A hardware profile; see the Hardware page for what is known of each.")
+    _select("system", "Serving system", [system.name for system in list_systems()], _about_system())
+    left, right = st.columns(2)
+    with left:
+        _number("tensor_parallel_size", "GPUs per layer (TP)", "Tensor parallelism.")
+        _number("num_replicas", "Replicas", "Behind a round-robin router.")
+    with right:
+        _number("pipeline_parallel_size", "Stages (PP)", "Pipeline parallelism.")
+    formats = ["", *DTYPES]
+    st.selectbox("Weights", formats, format_func=lambda name: name or "as published", key=key("dtype"))
+    with st.expander("Upload a model or a GPU"):
+        _upload("model", "config.json of Hugging Face", "Only its numbers are read.")
+        _upload("gpu", "Calibrated profile (YAML)", "As `sim calibrate fit` writes it.")
+
+
+def _about_system() -> str:
+    try:
+        system = find_system(st.session_state[key("system")])
+    except SimError:
+        return "See the Systems page."
+    return f"{system.name} {system.version}: {system.summary}. Status: {system.status}."
+
+
+def _limits() -> None:
+    try:
+        options = find_system(st.session_state[key("system")]).options
+    except SimError:
+        options = ()
+    with st.expander("Limits and switches"):
+        _number("max_num_seqs", "max_num_seqs", "Running sequences at most. 0: the system's own.", step=16)
+        _number(
+            "max_num_batched_tokens",
+            "max_num_batched_tokens",
+            "Tokens per step. 0: the system's own.",
+            step=512,
+        )
+        _number("max_model_len", "max_model_len", "Longest sequence, tokens. 0: the model's.", step=1024)
+        _slider("gpu_memory_utilization", "gpu_memory_utilization", 0.0, 1.0, 0.01, "0: the system's own.")
+        st.segmented_control(
+            "Prefix caching", [SYSTEM, "on", "off"], key=key("enable_prefix_caching"), required=True,
+            help="Share the KV cache of equal beginnings of prompts.",
+        )  # fmt: skip
+        formats = ["", *DTYPES]
+        st.selectbox(
+            "KV cache", formats, format_func=lambda name: name or "16 bits", key=key("kv_cache_dtype")
+        )
+        st.text_input(
+            "The system's own options", key=key("options"), help=f"NAME=VALUE; … of {', '.join(options)}"
+        )
+
+
+def _objectives() -> None:
+    st.subheader("Objectives")
+    left, right = st.columns(2)
+    with left:
+        _number("ttft", "TTFT (ms)", "Time to first token; 0: none.", step=100.0)
+        _number("e2el", "End to end (ms)", "0: none.", step=1000.0)
+    with right:
+        _number("tpot", "TPOT (ms)", "Time per output token after the first; 0: none.", step=5.0)
+    st.toggle(
+        "Intervals", key=key("intervals"), help="32 more runs with step times drawn from their uncertainty."
+    )
+
+
+def _slider(field: str, label: str, low: float, high: float, step: float, help: str) -> None:
+    now = float(st.session_state[key(field)])
+    st.slider(label, min(low, now), max(high, now), step=step, key=key(field), help=help)
+
+
+def _number(field: str, label: str, help: str, step: float = 1) -> None:
+    whole = View.model_fields[field].annotation is int
+    bounds = {type(m).__name__: m for m in View.model_fields[field].metadata}
+    low, high = bounds["Ge"].ge, bounds["Le"].le if "Le" in bounds else None
+    kind: Any = int if whole else float
+    st.number_input(
+        label,
+        min_value=kind(low),
+        max_value=None if high is None else kind(high),
+        step=kind(step),
+        format=None if whole else "%g",
+        key=key(field),
+        help=help or None,
+    )
+
+
+def _select(field: str, label: str, names: list[str], help: str) -> None:
+    now = st.session_state[key(field)]
+    names = names if now in names else [*names, now]
+    st.selectbox(label, names, format_func=library.title_of, key=key(field), help=help)
+
+
+def _upload(kind: Any, label: str, help: str) -> None:
+    file = st.file_uploader(label, key=f"upload.{kind}", help=help, max_upload_size=library.LIMITS_MB[kind])
+    if file is None or st.session_state.get(f"seen.{kind}") == file.file_id:
+        return
+    st.session_state[f"seen.{kind}"] = file.file_id
+    try:
+        stored = library.store(kind, file.name, file.getvalue())
+        if kind == "model":
+            load_model(library.path_of(stored))
+        elif kind == "gpu":
+            from hwprofiles import load_profile
+
+            load_profile(library.path_of(stored))
+    except SimError as error:
+        st.error(library.error_text(error))
+        st.session_state.pop(f"seen.{kind}")
+        return
+    field = "source" if kind == "trace" else kind
+    st.session_state[key(field)] = stored
+    st.rerun()
