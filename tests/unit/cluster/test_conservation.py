@@ -54,39 +54,55 @@ def build(make_pool: Any, split: bool) -> list[Any]:
     ]
 
 
-@relaxed
-@given(
-    data=st.data(), seed=st.integers(0, 10_000), split=st.booleans(), router=st.sampled_from(sorted(ROUTERS))
-)
-def test_every_request_is_somewhere_at_every_moment(
-    data: Any, seed: int, split: bool, router: str, make_pool: Any, random_trace: Any
-) -> None:
-    rng, env = np.random.default_rng(seed), simpy.Environment()
+@st.composite
+def worlds(draw: Any) -> dict[str, Any]:
+    """Everything that may happen to a fleet, drawn."""
+    split = draw(st.booleans())
+    return {
+        "seed": draw(st.integers(0, 10_000)),
+        "split": split,
+        "router": draw(st.sampled_from(sorted(ROUTERS))),
+        "staleness": draw(st.sampled_from([0.0, 0.17])),
+        "admission": AdmissionSpec(
+            max_queue=draw(st.sampled_from([None, 5])), max_wait=draw(st.sampled_from([None, 0.2137]))
+        ),
+        "link": (1e5, 0.01, draw(st.sampled_from(["fair", "fifo"])), draw(st.booleans())),
+        "failures": draw(failures(["a", "b", "c"])),
+        "signal": draw(st.sampled_from(["queue", "kv", "ttft"])),
+    }
+
+
+def build_world(world: dict[str, Any], make_pool: Any, random_trace: Any, *, stepped: bool = False) -> Fleet:
+    rng, env = np.random.default_rng(world["seed"]), simpy.Environment()
     trace = random_trace(rng, 40, load=float(rng.uniform(0.5, 3)), closed=bool(rng.integers(2)))
-    pools = build(make_pool, split)
-    limits = AdmissionSpec(
-        max_queue=data.draw(st.sampled_from([None, 5])), max_wait=data.draw(st.sampled_from([None, 0.2]))
-    )
+    pools, spec = build(make_pool, world["split"]), world["failures"]
+    options = {name: world[name] for name in ("router", "staleness", "admission", "link", "seed")}
     fleet = Fleet(
-        env, trace, trace.max_tokens, pools, router=router, admission=limits, seed=seed,
-        link=(1e5, 0.01, data.draw(st.sampled_from(["fair", "fifo"])), data.draw(st.booleans())),
-    )  # fmt: skip
-    spec = data.draw(failures([pool.name for pool in pools]))
-    fleet.max_retries = spec.max_retries
+        env, trace, trace.max_tokens, pools, max_retries=spec.max_retries, stepped=stepped, **options
+    )
     install_failures(fleet, spec)
-    env.process(autoscale(fleet, pools[0], AutoscaleSpec(
-        signal=data.draw(st.sampled_from(["queue", "kv", "ttft"])), target=0.5, max_replicas=4, interval=0.3,
-        scale_down_delay=0.5)))  # fmt: skip
-    if split:
-        env.process(balance(fleet, pools[0], pools[1], RatioSpec(interval=0.2, imbalance=1.0, switch=0.05)))
-    seen = set()
+    scaling = AutoscaleSpec(
+        signal=world["signal"], target=0.5, max_replicas=4, interval=0.2917, scale_down_delay=0.5
+    )
+    env.process(autoscale(fleet, pools[0], scaling))
+    if world["split"]:
+        env.process(
+            balance(fleet, pools[0], pools[1], RatioSpec(interval=0.1931, imbalance=1.0, switch=0.05))
+        )
+    return fleet
+
+
+@relaxed
+@given(world=worlds())
+def test_every_request_is_somewhere_at_every_moment(world: Any, make_pool: Any, random_trace: Any) -> None:
+    fleet = build_world(world, make_pool, random_trace)
+    env, rng, trace = fleet.env, np.random.default_rng(world["seed"]), fleet.trace
     while not fleet.over:
         env.run(env.now + float(rng.exponential(0.1)))
-        records = fleet.records.build()
-        check_conservation(records, fleet.injected)
-        seen.update(records.status.tolist())
-        held = {i for m in fleet.members if m.state in (State.READY, State.DRAINING) for i in m.outstanding}
-        assert len(held) <= fleet.num_inside
+        check_conservation(fleet.records.build(), fleet.injected)
+        serving = [m for m in fleet.members if m.state in (State.READY, State.DRAINING)]
+        held = [i for m in serving for i in m.outstanding]
+        assert len(held) == len(set(held)) <= fleet.num_inside
         assert env.now < 1000
     records = fleet.records.build()
     check_conservation(records, len(trace))
@@ -97,6 +113,25 @@ def test_every_request_is_somewhere_at_every_moment(
             assert not member.outstanding
             assert member.replica.scheduler.blocks_used == 0
             assert member.replica.scheduler.num_running == member.replica.scheduler.num_waiting == 0
+
+
+@relaxed
+@given(world=worlds())
+def test_skipping_equals_stepping_whatever_happens(world: Any, make_pool: Any, random_trace: Any) -> None:
+    runs = []
+    for stepped in (False, True):
+        fleet = build_world(world, make_pool, random_trace, stepped=stepped)
+        fleet.env.run(fleet.finished)
+        runs.append((fleet, fleet.records.build()))
+    (fast, skipped), (slow, stepped_) = runs
+    assert fast.retries == slow.retries
+    for name in ("status", "replica", "num_preemptions", "cached_tokens", "output_length"):
+        assert np.array_equal(getattr(skipped, name), getattr(stepped_, name)), name
+    for name in ("first_scheduled_time", "first_token_time", "finish_time"):
+        np.testing.assert_allclose(getattr(skipped, name), getattr(stepped_, name), rtol=1e-9, err_msg=name)
+    for a, b in zip(fast.members, slow.members, strict=True):
+        assert (a.name, a.state) == (b.name, b.state)
+        np.testing.assert_allclose([a.ready_time, a.stop_time], [b.ready_time, b.stop_time], rtol=1e-9)
 
 
 @pytest.mark.parametrize("retries", [0, 3])
