@@ -121,20 +121,24 @@ def growth(sizes: list[int]) -> list[dict[str, Any]]:
 
 
 def shape(n: int, repeats: int) -> list[dict[str, Any]]:
-    """Time per request as outputs and batches grow, at 80 % of what each can do."""
+    """Time per request as outputs and batches grow, at one request rate: 80 % of what the smaller of both can do."""
     rows = []
-    for name, output, seqs in (
-        ("output 100, 256 seqs", 100, 256),
-        ("output 1000, 256 seqs", 1000, 256),
-        ("output 200, 32 seqs", 200, 32),
-        ("output 200, 1024 seqs", 200, 1024),
+    for pair in (
+        (("output 100", 100, 256), ("output 1000", 1000, 256)),
+        (("max_num_seqs 32", 200, 32), ("max_num_seqs 1024", 200, 1024)),
     ):
-        deployment = Deployment(model="llama-3.1-8b", gpu="h100", max_num_seqs=seqs)
-        lengths = np.full(n, 200), np.full(n, output)
-        rate = 0.8 * float(simulate(poisson(1e6, lengths), deployment).summary["request_throughput"])
-        trace, resolved = poisson(rate, lengths), deployment.resolve()
-        seconds, _ = cpu_seconds(lambda trace=trace, resolved=resolved: simulate(trace, resolved), repeats)
-        rows.append(row(name, n, seconds))
+        built = [(name, np.full(n, 200), np.full(n, out), seqs) for name, out, seqs in pair]
+        rates = [
+            simulate(poisson(1e6, (a, b)), Deployment(max_num_seqs=seqs)).summary["request_throughput"]
+            for _, a, b, seqs in built
+        ]
+        rate = 0.8 * float(min(rates))
+        for name, prompts, outputs, seqs in built:
+            trace, resolved = poisson(rate, (prompts, outputs)), Deployment(max_num_seqs=seqs).resolve()
+            seconds, _ = cpu_seconds(
+                lambda trace=trace, resolved=resolved: simulate(trace, resolved), repeats
+            )
+            rows.append(row(f"{name}, {rate:.1f}/s", n, seconds))
     return rows
 
 
