@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,10 @@ def test_a_copy_would_be_found(decisions: Any) -> None:
     assert decisions(dataclasses.replace(vllm, name="copy")) == decisions(vllm)
     plain = dataclasses.replace(vllm, name="plain", fixed={**vllm.fixed, "enable_prefix_caching": False})
     assert decisions(plain) != decisions(vllm)
+
+
+def test_every_system_is_described_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "systems.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in guide.splitlines() if line.startswith("| `")]
+    described = {name.strip(" `") for row in rows for name in row.split(",")}
+    assert described == {system.name for system in list_systems()}
