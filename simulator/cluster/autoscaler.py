@@ -67,9 +67,10 @@ class RatioSpec(BaseModel):
 def autoscale(fleet: Fleet, pool: Pool, spec: AutoscaleSpec) -> Generator[simpy.Event, None, None]:
     """The process that scales *pool*."""
     asked: deque[tuple[float, int]] = deque()
+    pool.autoscaled = True
     while not fleet.over:
         yield fleet.env.timeout(spec.interval)
-        now, members = fleet.env.now, fleet.of(pool, *PROVISIONED)
+        now, members = fleet.env.now, [m for m in fleet.of(pool, *PROVISIONED) if not m.cut_off]
         wanted = _wanted(fleet, pool, members, spec)
         asked.append((now, wanted))
         while asked[0][0] < now - spec.scale_down_delay:

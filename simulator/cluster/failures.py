@@ -98,7 +98,7 @@ def _set(fleet: Fleet, member: Member, fault: Fault, begins: bool) -> None:
     if fault.kind == "slow":
         member.set_slow(fault.factor if begins else 1.0)
     else:
-        fleet.reach(member, not begins)
+        fleet.reach(member, not begins, for_good=fault.duration is None)
 
 
 def _live(

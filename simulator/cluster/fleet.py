@@ -12,20 +12,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 import simpy
 
 from simulator.cluster.admission import Admission, AdmissionSpec
-from simulator.cluster.link import Link
-from simulator.cluster.pool import Inbox, Member, Paced, Pool, SharingReplica, State
+from simulator.cluster.handover import Handover, LinkSpec
+from simulator.cluster.pool import Member, Pool, State
+from simulator.cluster.roster import Roster
 from simulator.cluster.routers import make_router
 from simulator.errors import ConfigurationError
 from simulator.injection import arrivals
-from simulator.replica import Replica
-from simulator.results import FINISHED, IN_TRANSFER, LOST, REJECTED, WAITING, RecordsBuilder
+from simulator.results import FINISHED, IN_TRANSFER, LOST, REJECTED, WAITING
 from simulator.scheduling import Request
 from simulator.workload import Trace
 
@@ -44,11 +44,11 @@ class Lane:
         """Whether one of them is there or will be."""
 
 
-class Fleet:
+class Fleet(Roster):
     """The replicas of *pools* and what they do with *trace*.
 
-    *max_tokens*: the limit stated for each request, int64[n]. *link*: bandwidth (B/s), latency (s), ``fair`` or
-    ``fifo``, and whether all prefill replicas share it. *max_retries*: how often a request may start again.
+    *max_tokens*: the limit stated for each request, int64[n]. *link* carries KV from prefill to decode
+    replicas. *max_retries*: how often a request may start again.
     """
 
     def __init__(
@@ -62,37 +62,29 @@ class Fleet:
         staleness: float = 0.0,
         imbalance: int = 32,
         admission: AdmissionSpec | None = None,
-        link: tuple[float, float, str, bool] | None = None,
+        link: LinkSpec | None = None,
         max_retries: int = 3,
         seed: int = 0,
         stepped: bool = False,
     ) -> None:
-        self.env, self.trace, self.max_tokens, self.pools = env, trace, max_tokens, list(pools)
-        self.stepped, self.max_retries, self.seed = stepped, max_retries, seed
-        self.records = RecordsBuilder(len(trace))
+        super().__init__(env, trace, stepped=stepped)
+        self.max_tokens, self.pools, self.max_retries, self.seed = max_tokens, list(pools), max_retries, seed
         self.retries = [0] * len(trace)
         self.injected = self.num_left = 0
         self.finished = env.event()
         """Triggered when the last request has left."""
-        self.members: list[Member] = []
         self.departures: list[tuple[float, int]] = []
         """When each request left, and which."""
-        self._watchers: list[Callable[[Member], object]] = []
-        self.bytes_sent = 0.0
-        self.transfer_seconds: list[float] = []
-        self._outputs = trace.output_length.tolist()
+        self.handover = Handover(env, link, self._arrived) if link is not None else None
         self._models: list[str | None] = list(iter(trace.model))
         self._tenants: list[str | None] = list(iter(trace.tenant))
         self._source = arrivals(trace, max_tokens)
         self._admission = Admission(admission) if admission is not None else None
-        self._link_of = link
-        self._links: dict[int | None, Link] = {}
         self._routers = {
             stage: make_router(router, trace, seed=seed + i, staleness=staleness, imbalance=imbalance)
             for i, stage in enumerate(("serve", "decode"))
         }
         self._lanes: dict[tuple[str, int], Lane] = {}
-        self._moving: dict[int, tuple[Request, Member]] = {}
         if any(p.role == "prefill" for p in self.pools) and int(trace.n.max()) > 1:
             raise ConfigurationError("prefill pools: requests with n > 1 samples are not modelled there")
         for pool in self.pools:
@@ -122,10 +114,6 @@ class Fleet:
     def queued(self, pool: Pool) -> int:
         """Requests that wait at the router for *pool* (among others)."""
         return sum(len(lane.queue) for lane in self._lanes.values() if pool in lane.pools)
-
-    def of(self, pool: Pool, *states: State) -> list[Member]:
-        """Members of *pool* in one of *states*."""
-        return [m for m in self.members if m.pool is pool and m.state in states]
 
     # arrivals
 
@@ -204,16 +192,14 @@ class Fleet:
 
     # departures
 
-    def _on_left(self, member: Member, index: int, now: float) -> None:
-        """Request *index* is done at *member*."""
+    def on_left(self, member: Member, index: int, now: float) -> None:
         request = member.outstanding.pop(index)
         wanted = min(self._outputs[index], int(self.max_tokens[index]))
         if member.pool.role == "prefill" and self.records.status[index] == FINISHED and wanted > 1:
             self._hand_over(request, member)
         else:
             self._count_out(index)
-        if member.state is State.DRAINING:
-            self._stop_if_empty(member)
+        self.stop_if_idle(member)
         self._drain()
 
     def _leave(self, index: int, status: int, reason: str) -> None:
@@ -238,28 +224,19 @@ class Fleet:
         records.status[i] = IN_TRANSFER
         records.finish_time[i] = math.nan
         records.output_length[i] = 0  # the decode replica counts the whole answer
-        self._moving[i] = request, member
-        self.env.process(self._transfer(request, member))
+        assert self.handover is not None
+        self.handover.send(request, member)
 
-    def _transfer(self, request: Request, member: Member) -> Generator[simpy.Event, Any, None]:
-        assert self._link_of is not None
-        bandwidth, latency, sharing, shared = self._link_of
-        key = None if shared else member.index
-        if key not in self._links:
-            self._links[key] = Link(self.env, bandwidth, latency, sharing)
-        size, start = request.prompt_length * member.pool.kv_bytes_per_token, self.env.now
-        yield from self._links[key].send(size)
-        if self._moving.get(request.index, (None,))[0] is not request:
-            return  # its source died
-        del self._moving[request.index]
-        self.bytes_sent += size
-        self.transfer_seconds.append(self.env.now - start)
+    def _arrived(self, request: Request, member: Member) -> None:
+        """The KV of *request* is where the decode pools can take it."""
         self.records.status[request.index] = WAITING
         ready = self._again(request)
         ready.ready, ready.generated, ready.target = request.prompt_length, 1, request.prompt_length + 1
         self._send(ready, self._lane("decode", request.index))
-        if member.state is State.DRAINING:
-            self._stop_if_empty(member)
+        self.stop_if_idle(member)
+
+    def busy(self, member: Member) -> bool:
+        return bool(member.outstanding) or (self.handover is not None and self.handover.is_sending(member))
 
     def _again(self, request: Request) -> Request:
         """The request as it came from the client."""
@@ -269,105 +246,18 @@ class Fleet:
             i, request.prompt_length, limit, request.arrival_time, request.priority, request.n
         )
 
-    # members
-
-    def start(
-        self, pool: Pool, *, after: float = 0.0, startup: float | None = None, ready: bool = False
-    ) -> Member:
-        """A new replica of *pool*; its machine is there *after* seconds, and it serves *startup* seconds later."""
-        rank = sum(1 for m in self.members if m.pool is pool)
-        member = Member(len(self.members), rank, pool, self.env.now + after)
-        self.members.append(member)
-        if ready:
-            self._open(member)
-        else:
-            self.env.process(self._come_up(member, after + (pool.startup if startup is None else startup)))
-        self._look()
-        return member
-
-    def _come_up(self, member: Member, delay: float) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(delay)
-        if member.state is State.STARTING:
-            self._open(member)
-            self._look()
-            self._drain()
-
-    def _open(self, member: Member) -> None:
-        pool = member.pool
-        inbox = Inbox(lambda index, now: self._on_left(member, index, now))
-        paced = Paced(pool.steptime, pool.slowdown)
-        kind = SharingReplica if pool.gpus else Replica
-        replica = kind(
-            self.env, pool.make_scheduler(), paced, inbox, self._outputs, self.records,  # type: ignore[arg-type]
-            index=member.index, stepped=self.stepped, open=True,
-        )  # fmt: skip
-        member.open(replica, inbox, paced, self.env.now)
-        for tell in self._watchers:
-            tell(member)
-        if isinstance(replica, SharingReplica):
-            member.working = True
-            replica.on_work = lambda working: self._share(member, working)
-
-    def on_open(self, tell: Callable[[Member], object]) -> None:
-        """Call *tell* for every replica that serves, now or later."""
-        self._watchers.append(tell)
-        for member in [m for m in self.members if m.state is State.READY]:
-            tell(member)
-
-    def _share(self, member: Member, working: bool) -> None:
-        """*member* has work or none: its neighbours on the same GPUs get less or more of their time."""
-        member.working = working
-        group = [
-            m for m in self.members
-            if m.pool.gpus == member.pool.gpus and m.rank == member.rank
-            and m.state in (State.READY, State.DRAINING) and m.working
-        ]  # fmt: skip
-        for neighbour in group:
-            neighbour.paced.sharing = len(group)
-            if neighbour is not member:
-                neighbour.replica.deliver()
-
-    def drain(self, member: Member) -> None:
-        """*member* gets nothing more and stops when it is done."""
-        if member.state is State.STARTING:
-            self._stop(member)
-        elif member.state is State.READY:
-            member.state = State.DRAINING
-            self._stop_if_empty(member)
-        self._look()
-
-    def _stop_if_empty(self, member: Member) -> None:
-        if not member.outstanding and all(source is not member for _, source in self._moving.values()):
-            self._stop(member)
-
-    def _stop(self, member: Member) -> None:
-        member.state, member.stop_time = State.STOPPED, max(self.env.now, member.start_time)
-        if member.successor is not None:
-            pool, switch = member.successor
-            self.start(pool, startup=switch)
-
-    def convert(self, member: Member, pool: Pool, switch: float) -> None:
-        """When *member* has finished what it has, its machine serves in *pool*, *switch* seconds later."""
-        member.successor = pool, switch
-        self.drain(member)
-
     def kill(self, member: Member, repair: float | None = None) -> None:
         """*member* dies: its requests start again elsewhere, or are lost. *repair*: s until a new machine is there."""
         if member.state in (State.STOPPED, State.DEAD):
             return
-        was_open = member.state is not State.STARTING
-        member.state, member.stop_time = State.DEAD, max(self.env.now, member.start_time)
         held = list(member.outstanding.values())
         member.outstanding.clear()
-        for i in [i for i, (_, source) in self._moving.items() if source is member]:
-            held.append(self._moving.pop(i)[0])
-        if was_open:
-            member.replica.die()
+        if self.handover is not None:
+            held += self.handover.give_up(member)
         for router in self._routers.values():
             router.forget(member)
-        if repair is not None:
-            self.start(member.pool, after=repair)
-        self._look()
+        self.bury(member, repair)
+        self.on_change()
         for request in held:
             self._retry_or_lose(request, member)
 
@@ -383,19 +273,15 @@ class Fleet:
         records.first_scheduled_time[i] = records.first_token_time[i] = records.finish_time[i] = math.nan
         self._send(self._again(request), self._lane("serve", i))
 
-    def reach(self, member: Member, reachable: bool) -> None:
-        """The network between router and *member* is cut or whole. What is there goes on, and answers get out."""
-        member.reachable = reachable
-        self._look()
-        self._drain()
-
-    def _look(self) -> None:
+    def on_change(self) -> None:
         for lane in self._lanes.values():
             self._look_at(lane)
+        self._drain()
 
     def _look_at(self, lane: Lane) -> None:
         mine = [m for m in self.members if m.pool in lane.pools]
         lane.members = [m for m in mine if m.state is State.READY and m.reachable]
-        lane.hope = any(m.state in (State.READY, State.STARTING) for m in mine)
+        alive = any(m.state in (State.READY, State.STARTING) and not m.cut_off for m in mine)
+        lane.hope = alive or any(pool.autoscaled for pool in lane.pools)
         while lane.queue and not lane.hope:
             self._leave(lane.queue.popleft().index, LOST, "no replica is left to serve it")

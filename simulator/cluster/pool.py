@@ -50,6 +50,8 @@ class Pool:
     """Of all GPUs of a replica."""
     slowdown: float = 1.0
     """Factor on step times: a partition of a GPU is slower than the whole."""
+    autoscaled: bool = False
+    """Whether replicas are started when there are too few."""
     gpus: str | None = None
     """Name of GPUs that it shares with other pools in turns: replica k of each pool runs on the same ones."""
 
@@ -141,6 +143,8 @@ class Member:
         self.ready_time = self.stop_time = math.nan
         self.state = State.STARTING
         self.reachable = self.working = True
+        self.cut_off = False
+        """Whether it can never be reached again."""
         self.outstanding: dict[int, Request] = {}
         """What was sent here and has not left, by index in the trace."""
         self.successor: tuple[Pool, float] | None = None

@@ -209,7 +209,9 @@ class PrefixAware(Router):
 
 
 class Weighted(Router):
-    """Each as often as its pool's weight for the request's SLO class says, spread evenly."""
+    """Each as often as its pool's weight for the request's SLO class says, spread evenly; where none of those that are
+    left has any weight, all count the same.
+    """
 
     def __init__(self, trace: Trace, seed: int = 0, staleness: float = 0.0, imbalance: int = 32) -> None:
         super().__init__(trace, seed, staleness, imbalance)
@@ -219,9 +221,9 @@ class Weighted(Router):
     def choose(self, request: Request, members: Sequence[Member], now: float) -> Member | None:
         name, credit = self._classes[request.index], self._credit
         weights = [member.pool.weights.get(name or "", member.pool.weight) for member in members]
+        if not any(weights):
+            weights = [1.0] * len(members)
         total = sum(weights)
-        if total <= 0:
-            return None
         for member, weight in zip(members, weights, strict=True):
             credit[name, member] = credit.get((name, member), 0.0) + weight
         usable = [member for member, weight in zip(members, weights, strict=True) if weight > 0]

@@ -16,6 +16,7 @@ from simulator.cluster.classes import class_table
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.failures import FailureSpec, install_failures
 from simulator.cluster.fleet import Fleet
+from simulator.cluster.handover import LinkSpec
 from simulator.cluster.pool import Member, Pool
 from simulator.cluster.resolve import ResolvedPool, resolve_pools
 from simulator.cluster.result import ClusterResult
@@ -151,8 +152,8 @@ def _run_fleet(
         env.now,
         fleet.injected,
         sum(fleet.retries),
-        fleet.bytes_sent,
-        fleet.transfer_seconds,
+        fleet.handover.bytes_sent if fleet.handover else 0.0,
+        fleet.handover.seconds if fleet.handover else (),
     )
 
 
@@ -175,7 +176,7 @@ def _fleet(
         staleness=spec.staleness,
         imbalance=spec.imbalance,
         admission=spec.admission,
-        link=None if link is None else (link.bandwidth, link.latency, link.sharing, link.shared),
+        link=None if link is None else LinkSpec(link.bandwidth, link.latency, link.sharing, link.shared),
         max_retries=failures.max_retries if failures.on_death == "retry" else 0,
         seed=seed,
         stepped=stepped,

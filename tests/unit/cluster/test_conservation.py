@@ -14,6 +14,7 @@ from simulator.cluster import ROUTERS, Fleet
 from simulator.cluster.admission import AdmissionSpec
 from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec, autoscale, balance
 from simulator.cluster.failures import FailureSpec, Fault, install_failures
+from simulator.cluster.handover import LinkSpec
 from simulator.cluster.pool import State
 from simulator.results import FINISHED, IN_TRANSFER, LOST, check_conservation
 
@@ -66,7 +67,7 @@ def worlds(draw: Any) -> dict[str, Any]:
         "admission": AdmissionSpec(
             max_queue=draw(st.sampled_from([None, 5])), max_wait=draw(st.sampled_from([None, 0.2137]))
         ),
-        "link": (1e5, 0.01, draw(st.sampled_from(["fair", "fifo"])), draw(st.booleans())),
+        "link": LinkSpec(1e5, 0.01, draw(st.sampled_from(["fair", "fifo"])), draw(st.booleans())),
         "failures": draw(failures(["a", "b", "c"])),
         "signal": draw(st.sampled_from(["queue", "kv", "ttft"])),
     }
@@ -165,7 +166,7 @@ def test_with_nobody_left_requests_are_lost_and_not_forgotten(
 def test_in_transfer_is_a_state_of_its_own(make_pool: Any, random_trace: Any) -> None:
     trace, env = random_trace(np.random.default_rng(2), 20), simpy.Environment()
     pools = [make_pool("p", 1, role="prefill", kv_bytes_per_token=1000.0), make_pool("d", 1, role="decode")]
-    fleet = Fleet(env, trace, trace.max_tokens, pools, link=(1e4, 0.0, "fifo", False))
+    fleet = Fleet(env, trace, trace.max_tokens, pools, link=LinkSpec(1e4, 0.0, "fifo", False))
     env.run(2.0)
     records = fleet.records.build()
     check_conservation(records, fleet.injected)

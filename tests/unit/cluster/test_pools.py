@@ -12,8 +12,9 @@ from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec, autoscale, ba
 from simulator.cluster.bill import bills, gpus_over_time, total_usd
 from simulator.cluster.classes import class_table
 from simulator.cluster.failures import FailureSpec, Fault, install_failures
+from simulator.cluster.handover import LinkSpec
 from simulator.cluster.pool import State
-from simulator.results import FINISHED, REJECTED
+from simulator.results import FINISHED, LOST, REJECTED
 from simulator.workload import Trace
 
 
@@ -45,11 +46,11 @@ def disaggregated(make_pool: Any, **decode: Any) -> list[Any]:
 def test_the_way_of_one_request_over_two_pools(run_fleet: Any, make_pool: Any, ahead: bool) -> None:
     trace = Trace.from_columns([0.0], [20], [4])
     fleet, records = run_fleet(
-        trace, disaggregated(make_pool, async_scheduling=ahead), link=(1000.0, 0.3, "fair", False)
+        trace, disaggregated(make_pool, async_scheduling=ahead), link=LinkSpec(1000.0, 0.3, "fair", False)
     )
     # prompt 0.1 s, 200 B at 1000 B/s + 0.3 s, then three tokens of 0.1 s
     assert stages(records) == pytest.approx((0.0, 0.1, 0.1 + 0.5 + 0.3))
-    assert fleet.bytes_sent == 200 and fleet.transfer_seconds == [pytest.approx(0.5)]
+    assert fleet.handover.bytes_sent == 200 and fleet.handover.seconds == [pytest.approx(0.5)]
     assert records.output_length[0] == 4 and records.replica[0] == 1
     gaps = fleet.members[1].replica.itl
     assert gaps.total == 3 and gaps.mean == pytest.approx((0.6 + 0.1 + 0.1) / 3)
@@ -60,9 +61,9 @@ def test_the_way_of_one_request_over_two_pools(run_fleet: Any, make_pool: Any, a
 
 def test_an_answer_of_one_token_needs_no_decode_pool(run_fleet: Any, make_pool: Any) -> None:
     fleet, records = run_fleet(
-        Trace.from_columns([0.0], [20], [1]), disaggregated(make_pool), link=(1.0, 0.0, "fair", False)
+        Trace.from_columns([0.0], [20], [1]), disaggregated(make_pool), link=LinkSpec(1.0, 0.0, "fair", False)
     )
-    assert records.finish_time[0] == pytest.approx(0.1) and fleet.bytes_sent == 0
+    assert records.finish_time[0] == pytest.approx(0.1) and fleet.handover.bytes_sent == 0
 
 
 def test_handing_over_at_no_cost_takes_as_many_steps_as_one_replica(
@@ -71,7 +72,7 @@ def test_handing_over_at_no_cost_takes_as_many_steps_as_one_replica(
     """One request at a time over a link that costs nothing: the same times as without the pools."""
     lengths = np.random.default_rng(1).integers(2, 40, (2, 20))
     trace = Trace.from_columns(10.0 * np.arange(20), lengths[0], lengths[1])
-    _, apart = run_fleet(trace, disaggregated(make_pool), link=(1e30, 0.0, "fair", False))
+    _, apart = run_fleet(trace, disaggregated(make_pool), link=LinkSpec(1e30, 0.0, "fair", False))
     _, whole = run_fleet(trace, [make_pool("w", 1, steptime=Constant())])
     np.testing.assert_allclose(apart.first_token_time, whole.first_token_time)
     np.testing.assert_allclose(apart.finish_time, whole.finish_time)
@@ -87,7 +88,7 @@ def test_a_dead_prefill_replica_takes_its_transfers_along(run_fleet: Any, make_p
         Trace.from_columns([0.0], [20], [4]),
         pools,
         lambda f: install_failures(f, death),
-        link=(200.0, 0.0, "fair", False),
+        link=LinkSpec(200.0, 0.0, "fair", False),
     )
     assert fleet.retries == [1]
     assert stages(records) == pytest.approx((0.5, 0.6, 0.6 + 1.0 + 0.3))
@@ -99,7 +100,7 @@ def test_replicas_change_sides_where_one_side_waits(run_fleet: Any, make_pool: A
         make_pool("p", 1, role="prefill", kv_bytes_per_token=1.0, steptime=Constant()),
         make_pool("d", 3, role="decode", steptime=Constant()),
     ]
-    link = (1e9, 0.0, "fair", False)
+    link = LinkSpec(1e9, 0.0, "fair", False)
 
     def adapt(fleet: Any) -> None:
         fleet.env.process(balance(fleet, *pools, RatioSpec(interval=0.5, imbalance=3.0, switch=0.1)))
@@ -264,3 +265,27 @@ def test_attainment_counts_those_who_got_nothing(run_fleet: Any, make_pool: Any)
     assert rows["chat"].requests == 10 and rows["chat"].finished == 6
     assert rows["chat"].attainment == pytest.approx(0.3) and rows["batch"].attainment == pytest.approx(0.6)
     assert rows["all"].goodput == pytest.approx((3 + 6) / 2.0)
+
+
+def test_a_replica_that_is_cut_off_for_good_is_no_hope(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns([0.0, 0.5], [8] * 2, [20] * 2)
+    cut = FailureSpec(events=(Fault(kind="cut", pool="pool", at=0.1),))
+    _, records = run_fleet(
+        trace, [make_pool(replicas=1, steptime=Constant())], lambda f: install_failures(f, cut)
+    )
+    assert records.status.tolist() == [FINISHED, LOST]
+
+
+def test_an_autoscaler_replaces_the_dead(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns([0.0, 0.5], [8] * 2, [20] * 2)
+    pool = make_pool(replicas=1, steptime=Constant(), startup=2.0)
+    death = FailureSpec(events=(Fault(kind="death", pool="pool", at=0.1),))
+
+    def faults(fleet: Any) -> None:
+        install_failures(fleet, death)
+        fleet.env.process(
+            autoscale(fleet, pool, AutoscaleSpec(signal="queue", target=9, max_replicas=1, interval=1.0))
+        )
+
+    fleet, records = run_fleet(trace, [pool], faults)
+    assert records.first_scheduled_time.tolist() == pytest.approx([3.0, 3.0]) and fleet.retries == [1, 0]
