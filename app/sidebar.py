@@ -9,10 +9,11 @@ import streamlit as st
 
 from app import library, state
 from app.state import key
+from app.uploading import upload
 from app.view import DESCRIBED, MAX_REQUESTS, SYSTEM, View
 from hwprofiles import list_profiles
 from simulator.errors import SimError
-from simulator.models import DTYPES, list_models, load_model
+from simulator.models import DTYPES, list_models
 from simulator.scheduling.system import find_system, list_systems
 from simulator.workload import FORMATS
 
@@ -75,11 +76,8 @@ def _traffic() -> None:
     else:
         _replay()
     with st.expander("Upload a trace"):
-        _upload(
-            "trace",
-            "Trace of any supported format",
-            "Azure, BurstGPT, Mooncake, ShareGPT, CSV …; plain or gzip.",
-        )
+        help = "Azure, BurstGPT, Mooncake, ShareGPT, CSV …; plain or gzip."
+        upload("trace", "Trace of any supported format", help, "sidebar")
 
 
 def _source_title(source: str) -> str:
@@ -162,8 +160,8 @@ def _deployment() -> None:
     formats = ["", *DTYPES]
     st.selectbox("Weights", formats, format_func=lambda name: name or "as published", key=key("dtype"))
     with st.expander("Upload a model or a GPU"):
-        _upload("model", "config.json of Hugging Face", "Only its numbers are read.")
-        _upload("gpu", "Calibrated profile (YAML)", "As `sim calibrate fit` writes it.")
+        upload("model", "config.json of Hugging Face", "Only its numbers are read.", "sidebar")
+        upload("gpu", "Calibrated profile (YAML)", "As `sim calibrate fit` writes it.", "sidebar")
 
 
 def _about_system() -> str:
@@ -240,25 +238,3 @@ def _select(field: str, label: str, names: list[str], help: str) -> None:
     now = st.session_state[key(field)]
     names = names if now in names else [*names, now]
     st.selectbox(label, names, format_func=library.title_of, key=key(field), help=help)
-
-
-def _upload(kind: Any, label: str, help: str) -> None:
-    file = st.file_uploader(label, key=f"upload.{kind}", help=help, max_upload_size=library.LIMITS_MB[kind])
-    if file is None or st.session_state.get(f"seen.{kind}") == file.file_id:
-        return
-    st.session_state[f"seen.{kind}"] = file.file_id
-    try:
-        stored = library.store(kind, file.name, file.getvalue())
-        if kind == "model":
-            load_model(library.path_of(stored))
-        elif kind == "gpu":
-            from hwprofiles import load_profile
-
-            load_profile(library.path_of(stored))
-    except SimError as error:
-        st.error(library.error_text(error))
-        st.session_state.pop(f"seen.{kind}")
-        return
-    field = "source" if kind == "trace" else kind
-    st.session_state[key(field)] = stored
-    st.rerun()

@@ -13,10 +13,12 @@ import streamlit as st
 from app.view import View
 from simulator.errors import SimError
 
-__all__ = ["MAX_PINS", "chosen", "key", "pins", "publish", "restore", "set_pins"]
+__all__ = ["MAX_PINS", "PENDING", "chosen", "key", "pins", "publish", "restore", "set_pins"]
 
 MAX_PINS = 4
 PIN = "pin"
+PENDING = "pending"
+"""Choices that a control made for others; they take effect at the next run, before anything is drawn."""
 FIELDS = tuple(View.model_fields)
 
 
@@ -30,6 +32,8 @@ def restore() -> None:
     if "ready" in st.session_state:
         for field in FIELDS:
             st.session_state[key(field)] = st.session_state[key(field)]
+        for field, value in st.session_state.pop(PENDING, {}).items():
+            st.session_state[key(field)] = value
         return
     st.session_state["ready"] = True
     st.session_state["link_error"] = None

@@ -65,7 +65,7 @@ class View(BaseModel):
     pipeline_parallel_size: int = Field(1, ge=1, le=64)
     dtype: str = ""
     kv_cache_dtype: str = ""
-    enable_prefix_caching: Switch = SYSTEM
+    enable_prefix_caching: Switch = "default"
     max_num_seqs: int = Field(0, ge=0)
     max_num_batched_tokens: int = Field(0, ge=0)
     max_model_len: int = Field(0, ge=0)
