@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,15 @@ def estimate(
     prompt: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 1024,
     output: Annotated[int, typer.Option(help="Tokens that every request generates.")] = 256,
     batch: Annotated[int, typer.Option(help="Requests that start together.")] = 1,
+    request_rate: Annotated[
+        float | None, typer.Option(help="Steady state instead of one batch: requests/s, Poisson.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Steady state with so many requests in the system.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Steady state with the lengths of this trace, at its rate.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="Serving system, see `sim systems`.")] = None,
     tensor_parallel_size: Annotated[
         int, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.")
@@ -41,7 +51,7 @@ def estimate(
     operators: Annotated[bool, typer.Option("--operators", help="Also list every operator.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")] = False,
 ) -> None:
-    """Memory, FLOPs, bytes, TTFT and TPOT of one batch: ideal, expected and by hand."""
+    """Memory, FLOPs, bytes, TTFT and TPOT of one batch; or, with a rate, the steady state in closed form."""
     from simulator.deployment import Deployment
     from simulator.estimate import Estimate
 
@@ -58,6 +68,11 @@ def estimate(
         "gpu_memory_utilization": gpu_memory_utilization,
     }
     deployment = Deployment.of(**{key: value for key, value in stated.items() if value is not None})
+    if request_rate is not None or concurrency is not None or trace is not None:
+        from simulator.cli.estimate_steady import steady_state
+
+        steady_state(deployment.resolve(), prompt, output, request_rate, concurrency, trace, as_json=as_json)
+        return
     result = Estimate(deployment.resolve(), prompt, output, batch)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))

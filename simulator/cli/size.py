@@ -22,21 +22,28 @@ def size(
     trace: Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)],
     slo: Annotated[
         list[str] | None,
-        typer.Option(help="METRIC:STATISTIC:MS such as ttft:p99:2000, or a preset; repeatable.", rich_help_panel=WHAT),
+        typer.Option(
+            help="METRIC:STATISTIC:MS such as ttft:p99:2000, or a preset; repeatable.", rich_help_panel=WHAT
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Name or path of a config.json.", rich_help_panel=WHAT)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name or path of a config.json.", rich_help_panel=WHAT)
+    ] = None,
     request_rate: Annotated[
-        float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.", rich_help_panel=WHAT)
+        float | None,
+        typer.Option(help="Rescale arrivals to this mean rate, requests/s.", rich_help_panel=WHAT),
     ] = None,
     num_prompts: Annotated[
         int | None, typer.Option(help="Only the first so many requests.", rich_help_panel=WHAT)
     ] = None,
     trace_format: Annotated[
-        str | None, typer.Option("--format", help="Format of the trace, where ambiguous.", rich_help_panel=WHAT)
+        str | None,
+        typer.Option("--format", help="Format of the trace, where ambiguous.", rich_help_panel=WHAT),
     ] = None,
     max_cost: Annotated[float | None, typer.Option(help="$ per hour at most.", rich_help_panel=WHAT)] = None,
     prices: Annotated[
-        Path | None, typer.Option(help="YAML file with prices that override the shipped.", rich_help_panel=WHAT)
+        Path | None,
+        typer.Option(help="YAML file with prices that override the shipped.", rich_help_panel=WHAT),
     ] = None,
     deployment: Annotated[
         Path | None,
@@ -58,7 +65,9 @@ def size(
     max_num_batched_tokens: Annotated[
         str, typer.Option(help="Tokens per step; `default`: the system's.", rich_help_panel=SPACE)
     ] = "default,2048",
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Prune nothing.", rich_help_panel=SPACE)] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Prune nothing.", rich_help_panel=SPACE)
+    ] = False,
     over_time: Annotated[
         bool,
         typer.Option("--over-time", help="Size the best plan for every interval.", rich_help_panel=ANSWER),
@@ -79,7 +88,15 @@ def size(
 ) -> None:
     """Find the cheapest deployment that serves TRACE within the SLO."""
     options = dict(locals())
-    from simulator.sizing import Prices, Search, SearchSpace, check_directory, local_executor, parse_slo, write_sizing
+    from simulator.sizing import (
+        Prices,
+        Search,
+        SearchSpace,
+        check_directory,
+        local_executor,
+        parse_slo,
+        write_sizing,
+    )
     from simulator.sizing.evidence import evidence
 
     base = _base(options)
@@ -103,7 +120,9 @@ def size(
         from simulator.sizing.over_time import size_over_time
 
         with local_executor(workers) as pool:
-            day = size_over_time(requests, target, space, quotes, interval=interval, executor=pool, progress=_say(as_json))
+            day = size_over_time(
+                requests, target, space, quotes, interval=interval, executor=pool, progress=_say(as_json)
+            )
         found = day.as_dict()
         if out is not None:
             write_sizing(out, found)
@@ -201,7 +220,9 @@ def _ranking(found: dict[str, Any], rows: int = 8) -> Any:
 def _sensitivity(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(title="\nIf it were different", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title="\nIf it were different", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     table.add_column("change")
     table.add_column("replicas", justify="right")
     table.add_column("$/h", justify="right")

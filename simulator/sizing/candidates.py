@@ -39,11 +39,22 @@ class SearchSpace:
         for name in self.systems:
             find_system(name)
         gpus = [load_profile(gpu).name for gpu in self.gpus]
-        axes = (self.systems, self.tensor_parallel_sizes, self.dtypes, self.max_num_seqs, self.max_num_batched_tokens)
+        axes = (
+            self.systems,
+            self.tensor_parallel_sizes,
+            self.dtypes,
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+        )
         if not gpus or not all(axes):
             raise ConfigurationError("the search space is empty: every choice needs at least one value")
         for gpu, system, tp, dtype, seqs, tokens in itertools.product(dict.fromkeys(gpus), *axes):
-            stated: dict[str, Any] = {"gpu": gpu, "system": system, "tensor_parallel_size": tp, "num_replicas": 1}
+            stated: dict[str, Any] = {
+                "gpu": gpu,
+                "system": system,
+                "tensor_parallel_size": tp,
+                "num_replicas": 1,
+            }
             limits = {"dtype": dtype, "max_num_seqs": seqs, "max_num_batched_tokens": tokens}
             stated |= {key: value for key, value in limits.items() if value is not None}
             yield Deployment.of(**{**self.base.model_dump(exclude_unset=True), **stated})
@@ -95,10 +106,14 @@ def screen(deployment: Deployment, traffic: Traffic, prices: Prices, tpot_s: flo
         state = SteadyState(resolved, traffic)
         bound, price = state.capacity_bound(tpot_s), prices.of(resolved.profile.name).usd_per_hour
     except SimError as error:
-        return Skipped(name, "price" if "no price" in str(error) else "impossible", " ".join(str(error).split()))
+        return Skipped(
+            name, "price" if "no price" in str(error) else "impossible", " ".join(str(error).split())
+        )
     if bound <= 0:
         shortest = 1000 * state.shortest_step()
         return Skipped(
-            name, "bound", f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
+            name,
+            "bound",
+            f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms",
         )
     return Candidate(deployment, price, resolved.parallelism.num_gpus, bound)

@@ -68,7 +68,9 @@ def binding(plan: Plan, trace: Trace) -> dict[str, Any]:
     rounds = at.output_tokens_per_s / batch  # each decoding request gets one token per step
     prefill = at.request_rate * traffic.prompt / rounds if rounds else 0.0
     shares = step_shares(resolved, batch, traffic.context, prefill)
-    resource = "kv" if at.kv_usage > KV_FULL or at.preemptions > 0 else max(shares, key=lambda name: shares[name])
+    resource = (
+        "kv" if at.kv_usage > KV_FULL or at.preemptions > 0 else max(shares, key=lambda name: shares[name])
+    )
     over = plan.capacity.binding
     return {
         "resource": resource,
@@ -146,30 +148,45 @@ def _paretos(result: SearchResult) -> dict[str, Any]:
         for one in plan.capacity.probes
         if not one.overloaded and one.tpot_s > 0
     ]
-    front = pareto_front(speeds, lambda p: -float(p["tokens_per_s_per_gpu"]), lambda p: float(p["tokens_per_s_per_user"]))
+    front = pareto_front(
+        speeds, lambda p: -float(p["tokens_per_s_per_gpu"]), lambda p: float(p["tokens_per_s_per_user"])
+    )
     cheap = pareto_front(points, lambda p: float(p["usd_per_hour"]), lambda p: -float(p["worst_ratio"]))
-    return {"cost_latency": points, "cost_latency_front": cheap, "throughput_speed": speeds, "throughput_speed_front": front}
+    return {
+        "cost_latency": points,
+        "cost_latency_front": cheap,
+        "throughput_speed": speeds,
+        "throughput_speed_front": front,
+    }
 
 
 def _sensitivity(search: Search, best: Plan, pool: Executor) -> list[dict[str, Any]]:
     """The number of replicas and the cost if the traffic, the prompts or the GPU were different."""
-    longer = search.trace.replace(input_length=np.rint(search.trace.input_length * LONGER_PROMPTS).astype(np.int64))
+    longer = search.trace.replace(
+        input_length=np.rint(search.trace.input_length * LONGER_PROMPTS).astype(np.int64)
+    )
     cases: list[tuple[str, Trace, Plan]] = [(f"prompts {LONGER_PROMPTS:g} times as long", longer, best)]
     successor = _successors().get(best.candidate.deployment.gpu)
     if successor is not None and successor in search.prices:
-        cases.append((f"a GPU generation later: {successor}", search.trace, _on(best, successor, search.prices)))
+        cases.append(
+            (f"a GPU generation later: {successor}", search.trace, _on(best, successor, search.prices))
+        )
     futures = [pool.submit(_resized, search, trace, plan) for _, trace, plan in cases]
     rows = [_traffic_row(search, best, factor) for factor in TRAFFIC_CHANGES]
     for (name, _, _), future in zip(cases, futures):
         rows.append({"change": name, **future.result()})
     if successor is not None and successor not in search.prices:
-        rows.append({"change": f"a GPU generation later: {successor}", "problem": "no price; give one with --prices"})
+        rows.append(
+            {"change": f"a GPU generation later: {successor}", "problem": "no price; give one with --prices"}
+        )
     return rows
 
 
 def _traffic_row(search: Search, best: Plan, factor: float) -> dict[str, Any]:
     kept = best.capacity.request_rate
-    if best.replicas > math.ceil(search.request_rate / kept):  # the whole trace asked for more than the capacity says
+    if best.replicas > math.ceil(
+        search.request_rate / kept
+    ):  # the whole trace asked for more than the capacity says
         kept = search.request_rate / best.replicas
     replicas = math.ceil(factor * search.request_rate / kept)
     cost = replicas * best.candidate.usd_per_replica
@@ -224,15 +241,23 @@ def _would_change(result: SearchResult, sensitivity: list[dict[str, Any]]) -> li
         )
     for row in sensitivity:
         if row["change"].startswith("a GPU") and row.get("usd_per_hour", math.inf) < best.usd_per_hour:
-            lines.append(f"{row['change']}: ${row['usd_per_hour']:.2f}/h instead of ${best.usd_per_hour:.2f}/h")
+            lines.append(
+                f"{row['change']}: ${row['usd_per_hour']:.2f}/h instead of ${best.usd_per_hour:.2f}/h"
+            )
     return lines
 
 
 def _provenance(plan: Plan, prices: Prices) -> list[str]:
     resolved = plan.deployment.resolve()
-    lines = [*resolved.provenance, f"price of {resolved.profile.name}: {prices.of(resolved.profile.name).text}"]
+    lines = [
+        *resolved.provenance,
+        f"price of {resolved.profile.name}: {prices.of(resolved.profile.name).text}",
+    ]
     if plan.candidate.deployment.dtype is not None:
-        lines.append(f"weights in {plan.candidate.deployment.dtype}: what that does to the answers is not simulated")
-    return [*lines, "fresh traffic: moving-block bootstrap of the trace; it knows nothing that the trace does not"]
-
-
+        lines.append(
+            f"weights in {plan.candidate.deployment.dtype}: what that does to the answers is not simulated"
+        )
+    return [
+        *lines,
+        "fresh traffic: moving-block bootstrap of the trace; it knows nothing that the trace does not",
+    ]

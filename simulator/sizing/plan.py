@@ -36,7 +36,9 @@ class Confirmation:
         ratios = np.array([run.attained[index].ratio for run in self.runs])
         if len(ratios) < 2 or not np.isfinite(ratios).all():
             return math.inf
-        return float(ratios.mean() + stdtrit(len(ratios) - 1, self.level) * ratios.std(ddof=1) / math.sqrt(len(ratios)))
+        return float(
+            ratios.mean() + stdtrit(len(ratios) - 1, self.level) * ratios.std(ddof=1) / math.sqrt(len(ratios))
+        )
 
     @property
     def met(self) -> bool:
@@ -49,7 +51,9 @@ class Confirmation:
         """Plain values."""
         objectives = []
         for i, one in enumerate(self.runs[0].attained):
-            values, shares = ([getattr(run.attained[i], name) for run in self.runs] for name in ("value", "share"))
+            values, shares = (
+                [getattr(run.attained[i], name) for run in self.runs] for name in ("value", "share")
+            )
             objectives.append(
                 {
                     "objective": str(one.objective),
@@ -60,7 +64,12 @@ class Confirmation:
                     "met": self.upper(i) <= 1,
                 }
             )
-        return {"level": self.level, "requests_per_run": self.requests, "met": self.met, "objectives": objectives}
+        return {
+            "level": self.level,
+            "requests_per_run": self.requests,
+            "met": self.met,
+            "objectives": objectives,
+        }
 
 
 @dataclass(frozen=True)

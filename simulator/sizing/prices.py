@@ -56,7 +56,9 @@ class Prices:
     def of(self, gpu: str) -> Quote:
         """The quote for profile *gpu*. Raises `ConfigurationError` where there is none."""
         if gpu not in self.quotes:
-            raise ConfigurationError(f"no price for {gpu}: give one in a file, `{gpu}: 2.50`, with --prices FILE")
+            raise ConfigurationError(
+                f"no price for {gpu}: give one in a file, `{gpu}: 2.50`, with --prices FILE"
+            )
         return self.quotes[gpu]
 
     def __contains__(self, gpu: str) -> bool:
@@ -89,6 +91,8 @@ def _quote(path: str | Path, name: str, entry: Any, source: str) -> Quote:
     price = fields.get("usd_per_hour")
     if isinstance(price, bool) or not isinstance(price, int | float) or not 0 < price < math.inf:
         shown = "nothing" if price is None else price
-        raise InputError(path, "must be a number above 0 and finite, $ per GPU and hour", field=name, value=shown)
+        raise InputError(
+            path, "must be a number above 0 and finite, $ per GPU and hour", field=name, value=shown
+        )
     date = fields.get("date")
     return Quote(float(price), str(fields.get("source", source)), None if date is None else str(date))

@@ -29,7 +29,9 @@ def sizing_html(found: Mapping[str, Any]) -> str:
         _section("If it were different", table_html(SENSITIVITY_HEADINGS, _sensitivity_rows(found))),
         _section("Not followed to the end", table_html(("choice", "stage", "why"), _skipped_rows(found))),
         _section("What the numbers rest on", _list(found["provenance"])),
-        _section("Question", table_html(("", ""), [(key, str(value)) for key, value in found["request"].items()])),
+        _section(
+            "Question", table_html(("", ""), [(key, str(value)) for key, value in found["request"].items()])
+        ),
     ]
     return page(headline(dict(found)), _subtitle(found), "\n".join(sections))
 
@@ -41,7 +43,12 @@ def sizing_markdown(found: Mapping[str, Any]) -> str:
     parts = [f"# {headline(dict(found))}", "", *(f"- {line.strip()}" for line in paragraphs(dict(found))), ""]
     parts += ["## What would change the answer", "", *(f"- {line}" for line in found["would_change"]), ""]
     parts += ["## Plans", "", table_markdown(PLAN_HEADINGS, _plan_rows(found)), ""]
-    parts += ["## If it were different", "", table_markdown(SENSITIVITY_HEADINGS, _sensitivity_rows(found)), ""]
+    parts += [
+        "## If it were different",
+        "",
+        table_markdown(SENSITIVITY_HEADINGS, _sensitivity_rows(found)),
+        "",
+    ]
     parts += ["## What the numbers rest on", "", *(f"- {line}" for line in found["provenance"]), ""]
     return "\n".join(parts)
 
@@ -71,7 +78,9 @@ def table_html(headings: Sequence[str], rows: Rows) -> str:
 def table_markdown(headings: Sequence[str], rows: Rows) -> str:
     """A table in GitHub's Markdown."""
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+    return "\n".join(
+        [*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
+    )
 
 
 PLAN_HEADINGS = ("plan", "replicas", "GPUs", "$/h", "requests/s per replica", "nearest limit")
@@ -176,7 +185,12 @@ def _load_figure(best: Mapping[str, Any]) -> Any:
         points = [(p["request_rate"], p["objectives"][i]["ratio"]) for p in capacity["probes"]]
         shown = [(rate, ratio) for rate, ratio in points if ratio is not None and ratio < 5]
         figure.add_trace(
-            go.Scatter(x=[p[0] for p in shown], y=[p[1] for p in shown], name=first["objective"], mode="lines+markers")
+            go.Scatter(
+                x=[p[0] for p in shown],
+                y=[p[1] for p in shown],
+                name=first["objective"],
+                mode="lines+markers",
+            )
         )
     figure.add_hline(y=1, line_dash="dot")
     figure.add_vline(x=capacity["request_rate"], line_dash="dash", annotation_text="capacity")
@@ -190,7 +204,9 @@ def _over_time_html(found: Mapping[str, Any]) -> str:
 
     over, figure = found["over_time"], go.Figure()
     hours = [one["start_s"] / 3600 for one in over["intervals"]]
-    figure.add_trace(go.Scatter(x=hours, y=[one["num_gpus"] for one in over["intervals"]], name="least", line_shape="hv"))
+    figure.add_trace(
+        go.Scatter(x=hours, y=[one["num_gpus"] for one in over["intervals"]], name="least", line_shape="hv")
+    )
     figure.add_hline(y=over["fixed"]["peak_gpus"], line_dash="dot", annotation_text="fixed")
     sections = [
         _section("Provisioning", table_html(OVER_TIME_HEADINGS, _over_time_rows(over))),
@@ -203,8 +219,16 @@ def _over_time_html(found: Mapping[str, Any]) -> str:
 
 def _over_time_markdown(found: Mapping[str, Any]) -> str:
     over = found["over_time"]
-    parts = [f"# {found['headline']}", "", found["subtitle"], "", table_markdown(OVER_TIME_HEADINGS, _over_time_rows(over))]
-    return "\n".join([*parts, "", "## Intervals", "", table_markdown(INTERVAL_HEADINGS, _interval_rows(over)), ""])
+    parts = [
+        f"# {found['headline']}",
+        "",
+        found["subtitle"],
+        "",
+        table_markdown(OVER_TIME_HEADINGS, _over_time_rows(over)),
+    ]
+    return "\n".join(
+        [*parts, "", "## Intervals", "", table_markdown(INTERVAL_HEADINGS, _interval_rows(over)), ""]
+    )
 
 
 OVER_TIME_HEADINGS = ("provisioning", "peak GPUs", "mean GPUs", "GPU-hours", "$")

@@ -90,9 +90,8 @@ class Search:
         if not plans:
             raise CapacityError(self._nearest(hopeless, skipped))
         ranking = self._corrected(pool, sorted(plans, key=lambda plan: plan.order), progress)
-        best = self._confirmed(pool, ranking, progress)
-        others = [plan for plan in ranking if plan.candidate != best.candidate]
-        return SearchResult(self, best, sorted([best, *others], key=lambda plan: plan.order), skipped)
+        best, others = self._confirmed(pool, ranking, progress)
+        return SearchResult(self, best, [best, *sorted(others, key=lambda plan: plan.order)], skipped)
 
     def _screened(self, pool: Executor, traffic: Traffic) -> tuple[list[Candidate], list[Skipped]]:
         deployments = list(self.space.deployments())
@@ -121,8 +120,12 @@ class Search:
         waiting = list(candidates)
         while waiting:
             chosen, waiting = self._next_round(waiting, best, skipped, exhaustive)
-            jobs = [(one, math.inf if exhaustive else best.get(one.deployment.gpu, math.inf)) for one in chosen]
-            futures = [pool.submit(evaluate, self.trace, one, self.slo, self.requests, cost) for one, cost in jobs]
+            jobs = [
+                (one, math.inf if exhaustive else best.get(one.deployment.gpu, math.inf)) for one in chosen
+            ]
+            futures = [
+                pool.submit(evaluate, self.trace, one, self.slo, self.requests, cost) for one, cost in jobs
+            ]
             for one, future in zip(chosen, futures):
                 outcome = future.result()
                 if isinstance(outcome, Skipped):
@@ -156,7 +159,9 @@ class Search:
     def _plan(self, candidate: Candidate, capacity: Capacity) -> Plan:
         replicas = math.ceil(self.request_rate / capacity.request_rate)
         if replicas > MOST_REPLICAS:
-            raise CapacityError(f"{candidate.name}: {replicas} replicas; at most {MOST_REPLICAS} are simulated")
+            raise CapacityError(
+                f"{candidate.name}: {replicas} replicas; at most {MOST_REPLICAS} are simulated"
+            )
         return Plan(candidate, capacity, self.request_rate, replicas)
 
     def _corrected(self, pool: Executor, plans: list[Plan], progress: Callable[[str], None]) -> list[Plan]:
@@ -166,9 +171,14 @@ class Search:
         progress(f"{len(chosen)} plans on the whole trace")
         futures = [pool.submit(correct, self.trace, plan, self.slo) for plan in chosen]
         corrected = [future.result() for future in futures]
-        return sorted([*corrected, *(plan for plan in plans if plan not in chosen)], key=lambda plan: plan.order)
+        return sorted(
+            [*corrected, *(plan for plan in plans if plan not in chosen)], key=lambda plan: plan.order
+        )
 
-    def _confirmed(self, pool: Executor, plans: Sequence[Plan], progress: Callable[[str], None]) -> Plan:
+    def _confirmed(
+        self, pool: Executor, plans: Sequence[Plan], progress: Callable[[str], None]
+    ) -> tuple[Plan, list[Plan]]:
+        """The cheapest plan that holds on fresh traffic, and the others, with the replicas that they were found to need."""
         heap = [(plan.order, i, plan) for i, plan in enumerate(plans)]
         heapq.heapify(heap)
         while True:
@@ -186,9 +196,11 @@ class Search:
             progress(f"confirming {plan.replicas} x ({plan.candidate.name})")
             confirmation = confirm(self, plan, pool)
             if confirmation.met:
-                return replace(plan, confirmation=confirmation)
+                return replace(plan, confirmation=confirmation), [other for _, _, other in heap]
             more = plan.with_replicas(plan.replicas + 1)
-            heapq.heappush(heap, (more.order, i, replace(more, run=probe(self.trace, more.deployment, self.slo))))
+            heapq.heappush(
+                heap, (more.order, i, replace(more, run=probe(self.trace, more.deployment, self.slo)))
+            )
 
     def _nearest(self, hopeless: list[tuple[Candidate, Probe]], skipped: list[Skipped]) -> str:
         """Which objective is out of reach, by how much, and what comes nearest."""
@@ -240,7 +252,9 @@ def correct(trace: Trace, plan: Plan, slo: Slo) -> Plan:
         return replace(plan, run=run)
     while not run.met:
         if plan.replicas >= 2 * plan.request_rate / plan.capacity.request_rate + 2:
-            raise CapacityError(f"{plan.candidate.name}: {plan.replicas} replicas do not do: {_misses(run.worst)}")
+            raise CapacityError(
+                f"{plan.candidate.name}: {plan.replicas} replicas do not do: {_misses(run.worst)}"
+            )
         plan = plan.with_replicas(plan.replicas + 1)
         run = probe(trace, plan.deployment, slo)
     return replace(plan, run=run)
@@ -271,4 +285,6 @@ def _misses(worst: Attained) -> str:
         return f"{worst.objective}: requests are turned away or never finish"
     if worst.met:
         return f"the queue grows without end ({worst.objective} is still met, at {worst.value:.4g} ms)"
-    return f"{worst.objective}: {worst.value:.4g} ms at best, {worst.ratio:.2f} times the limit of {wanted:g} ms"
+    return (
+        f"{worst.objective}: {worst.value:.4g} ms at best, {worst.ratio:.2f} times the limit of {wanted:g} ms"
+    )

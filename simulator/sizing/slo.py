@@ -219,7 +219,9 @@ def _preset(name: str, model: str) -> tuple[list[str], str]:
 def _objective(text: str) -> Objective:
     parts = text.split(":")
     if len(parts) != 3:
-        raise ConfigurationError(f"objective {text!r}: expected METRIC:STATISTIC:MILLISECONDS, such as ttft:p99:2000")
+        raise ConfigurationError(
+            f"objective {text!r}: expected METRIC:STATISTIC:MILLISECONDS, such as ttft:p99:2000"
+        )
     metric, statistic, bound = (part.strip() for part in parts)
     if metric == "attainment":
         return _attainment(text, statistic, bound)
@@ -237,7 +239,9 @@ def _objective(text: str) -> Objective:
 def _attainment(text: str, share: str, limits: str) -> Objective:
     percent = _number(text, share.removesuffix("%"))
     if not 0 < percent <= 100:
-        raise ConfigurationError(f"objective {text!r}: attainment {share} must be above 0 and at most 100 percent")
+        raise ConfigurationError(
+            f"objective {text!r}: attainment {share} must be above 0 and at most 100 percent"
+        )
     found = []
     for pair in limits.split(","):
         name, equals, bound = pair.partition("=")

@@ -27,7 +27,9 @@ def check_open(trace: Trace) -> None:
             "the trace is a closed loop: its rate follows from the system. Give every request an arrival time"
         )
     if len(trace) < 100:
-        raise ConfigurationError(f"{len(trace)} requests say nothing about a percentile: at least 100 are needed")
+        raise ConfigurationError(
+            f"{len(trace)} requests say nothing about a percentile: at least 100 are needed"
+        )
 
 
 def part_of(trace: Trace, replicas: int, requests: int) -> tuple[Trace, int]:

@@ -19,7 +19,14 @@ def headline(found: dict[str, Any]) -> str:
 
 def paragraphs(found: dict[str, Any]) -> list[str]:
     """Attainment, confidence, what binds, headroom, costs and energy, one line each."""
-    return [*_attainment(found), _binding(found), _headroom(found), _cost(found), _energy(found), _pruned(found)]
+    return [
+        *_attainment(found),
+        _binding(found),
+        _headroom(found),
+        _cost(found),
+        _energy(found),
+        _pruned(found),
+    ]
 
 
 def _attainment(found: dict[str, Any]) -> list[str]:
@@ -40,7 +47,9 @@ def _binding(found: dict[str, Any]) -> str:
     b = found["binding"]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in b["time_shares"].items())
     saturation = (
-        f"the queue grows without end from {b['saturation']:.2f}" if b["saturation"] else "saturation lies above every probe"
+        f"the queue grows without end from {b['saturation']:.2f}"
+        if b["saturation"]
+        else "saturation lies above every probe"
     )
     return (
         f"Bound by {b['resource']} ({b['meaning']}); time of a step at capacity: {shares}; KV cache {b['kv_usage']:.0%} full. "

@@ -16,7 +16,11 @@ def test_the_shipped_prices_are_those_of_the_profiles_with_their_sources() -> No
         assert (name in prices) == (price is not None)
         if price is not None:
             quote = prices.of(name)
-            assert (quote.usd_per_hour, quote.source, quote.date) == (price.usd_per_hour, price.source, price.date)
+            assert (quote.usd_per_hour, quote.source, quote.date) == (
+                price.usd_per_hour,
+                price.source,
+                price.date,
+            )
 
 
 def test_a_file_overrides_by_any_name_of_the_gpu(tmp_path: Path) -> None:

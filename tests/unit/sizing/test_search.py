@@ -1,0 +1,176 @@
+"""The search on small spaces: the same winner as by exhaustion, capacities as on a fine grid, clear refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulator.deployment import Deployment
+from simulator.errors import CapacityError, ConfigurationError, UnknownNameError
+from simulator.sizing import (
+    Prices,
+    Quote,
+    Search,
+    SearchSpace,
+    Skipped,
+    find_capacity,
+    local_executor,
+    pareto_front,
+    parse_slo,
+    probe,
+)
+from simulator.sizing.evidence import evidence
+from simulator.sizing.over_time import size_over_time
+from simulator.workload import Lengths, Trace, generate_trace, piecewise_arrivals
+
+SLO = parse_slo(["ttft:p99:1500", "tpot:p99:80"])
+MODEL = Deployment.of(model="llama-3.1-8b")
+
+
+def chat(n: int, rate: float, seed: int = 4) -> Trace:
+    return generate_trace(
+        n,
+        request_rate=rate,
+        input_length=Lengths.parse("lognormal:mean=900,sigma=0.8,max=6000"),
+        output_length=Lengths.parse("lognormal:mean=150,sigma=0.6,max=800"),
+        seed=seed,
+    )
+
+
+def space(**changes: object) -> SearchSpace:
+    small: dict[str, object] = {
+        "gpus": ("h100", "l40s", "l4"),
+        "tensor_parallel_sizes": (1, 2),
+        "dtypes": (None,),
+        "max_num_seqs": (None,),
+        "max_num_batched_tokens": (None, 2048),
+    }
+    return SearchSpace(MODEL, **(small | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return chat(800, 30.0)
+
+
+def test_the_winner_is_that_of_exhaustive_search(trace: Trace) -> None:
+    search = Search(trace, SLO, space(), requests=400, confirm_runs=2)
+    with local_executor(1) as pool:
+        quick, all_of_it = search.run(pool), search.run(pool, exhaustive=True)
+    assert quick.best.candidate == all_of_it.best.candidate
+    assert quick.best.replicas == all_of_it.best.replicas
+    assert len(quick.ranking) < len(all_of_it.ranking)
+    assert any(one.stage == "bound" for one in quick.skipped)
+    assert quick.best.run is not None
+    assert quick.best.run.met
+    assert quick.best.confirmation is not None
+    assert quick.best.confirmation.met
+    assert quick.best.confirmation.requests == 2 * len(trace)
+    _holds_together(evidence(quick))
+
+
+def _holds_together(found: dict[str, object]) -> None:
+    """The accounts of one sizing add up."""
+    best, cost, asked = found["best"], found["cost"], found["request"]
+    assert isinstance(best, dict)
+    assert isinstance(cost, dict)
+    assert isinstance(asked, dict)
+    per_hour = 3600 * asked["request_rate"] / 1e6
+    spent = (
+        cost["input"] * per_hour * asked["mean_input_length"]
+        + cost["output"] * per_hour * asked["mean_output_length"]
+    )
+    assert spent == pytest.approx(best["usd_per_hour"], rel=1e-3)
+    costs = [plan["usd_per_hour"] for plan in found["ranking"]]  # type: ignore[attr-defined]
+    assert costs == sorted(costs)
+    assert costs[0] == best["usd_per_hour"]
+    assert sum(found["binding"]["time_shares"].values()) == pytest.approx(1)  # type: ignore[index]
+    less, more = found["sensitivity"][:2]  # type: ignore[index]
+    assert less["replicas"] <= best["deployment"]["num_replicas"] <= more["replicas"]
+
+
+def test_the_capacity_is_within_three_percent_of_a_fine_grid(trace: Trace) -> None:
+    deployment = MODEL.model_copy(update={"gpu": "l40s"})
+    found = find_capacity(trace, deployment, SLO)
+    grid = found.request_rate * np.arange(0.9, 1.1, 0.01)
+    held = [rate for rate in grid if probe(trace.with_request_rate(rate), deployment, SLO).met]
+    assert found.request_rate == pytest.approx(max(held), rel=0.03)
+    assert found.binding is not None
+    assert found.binding.request_rate > found.request_rate
+    assert found.binding.request_rate <= 1.02 * found.request_rate * (1 + 1e-9)
+
+
+def test_saturation_is_marked_where_the_queue_grows() -> None:
+    """With a loose SLO the queue gives way first."""
+    loose = parse_slo(["ttft:p50:1e9"])
+    found = find_capacity(chat(1500, 30.0), MODEL.model_copy(update={"gpu": "l4"}), loose, tolerance=0.05)
+    assert found.saturation is not None
+    assert found.request_rate < found.saturation < 1.06 * found.request_rate
+    assert found.saturation == pytest.approx(found.bound, rel=0.25)
+
+
+def test_an_impossible_slo_says_which_and_by_how_much(trace: Trace) -> None:
+    with pytest.raises(
+        CapacityError, match=r"no plan meets .*ttft:p99:1: [0-9.e+]+ ms at best, .* times the limit of 1 ms"
+    ):
+        Search(trace, parse_slo(["ttft:p99:1"]), space(tensor_parallel_sizes=(1,)), requests=300).run()
+    with pytest.raises(CapacityError, match="TPOT must be 0.5 ms"):
+        Search(trace, parse_slo(["tpot:p99:0.5"]), space(), requests=300).run()
+
+
+def test_a_budget_below_the_cheapest_plan_names_that_plan(trace: Trace) -> None:
+    with pytest.raises(CapacityError, match=r"no plan within \$0.5/h: the cheapest .* for \$[0-9.]+/h"):
+        Search(trace, SLO, space(gpus=("h100",)), max_cost=0.5, requests=300).run()
+
+
+def test_what_cannot_be_searched_is_refused(trace: Trace) -> None:
+    with pytest.raises(UnknownNameError, match="h10"):
+        Search(trace, SLO, space(gpus=("h10",))).run()
+    with pytest.raises(ConfigurationError, match="max_cost nan"):
+        Search(trace, SLO, space(), max_cost=float("nan"))
+    with pytest.raises(ConfigurationError, match="search space is empty"):
+        Search(trace, SLO, space(tensor_parallel_sizes=())).run()
+    with pytest.raises(CapacityError, match="no price for l4"):
+        Search(trace, SLO, space(gpus=("l4",)), prices=Prices({})).run()
+
+
+def test_a_cheaper_price_changes_the_winner(trace: Trace) -> None:
+    gifts = Prices({**Prices.load().quotes, "l4-24gb": Quote(0.01, "a gift")})
+    result = Search(trace, SLO, space(dtypes=(None,)), gifts, requests=400, confirm_runs=2).run()
+    assert result.best.candidate.deployment.gpu == "l4-24gb"
+
+
+def test_what_is_skipped_says_why(trace: Trace) -> None:
+    big = SearchSpace(
+        Deployment.of(model="llama-3.1-70b"), ("l4", "h100"), tensor_parallel_sizes=(4,), dtypes=(None, "fp8")
+    )
+    result = Search(chat(300, 2.0), parse_slo(["tpot:p99:500"]), big, requests=200, confirm_runs=2).run()
+    impossible = [one for one in result.skipped if one.stage == "impossible"]
+    assert any("does not fit" in one.why for one in impossible)
+    assert all(isinstance(one, Skipped) and one.why for one in result.skipped)
+
+
+def test_a_pareto_front_holds_what_nothing_beats() -> None:
+    points = [(1, 1), (2, 3), (3, 2), (4, 4), (1, 0)]
+    assert pareto_front(points, lambda p: p[0], lambda p: p[1]) == [(1, 1), (2, 3), (4, 4)]
+
+
+def test_over_time_needs_less_at_night_and_never_more_than_fixed() -> None:
+    trace = generate_trace(
+        2400,
+        arrivals=lambda n, g: piecewise_arrivals(n, [4.0, 36.0], [60.0, 60.0], g),
+        lengths_from=chat(500, 1.0),
+        seed=3,
+    )
+    only = space(gpus=("l40s",), tensor_parallel_sizes=(1,), dtypes=(None,), max_num_batched_tokens=(None,))
+    found = size_over_time(trace, SLO, only, interval=60.0)
+    replicas = [one.replicas for one in found.intervals]
+    assert max(replicas[::2]) < min(replicas[1::2])
+    assert found.perfect.usd < found.fixed.usd
+    assert found.fixed.peak_gpus == max(one.num_gpus for one in found.intervals)
+    assert found.perfect.gpu_hours == pytest.approx(sum(n * 60 / 3600 for n in replicas))
+    assert sum(one.requests for one in found.intervals) == len(trace)
+    for i, one in enumerate(found.intervals[:2]):
+        part = trace.window(60.0 * i, 60.0 * (i + 1))
+        assert probe(part, one.plan.with_replicas(one.replicas).deployment, SLO).met
+        assert not probe(part, one.plan.with_replicas(one.replicas - 1).deployment, SLO).met
