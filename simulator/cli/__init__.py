@@ -21,6 +21,7 @@ from simulator.cli import (
     models,
     run,
     size,
+    sweep,
     systems,
     trace,
     validate_operators,
@@ -56,6 +57,7 @@ app.command("systems")(systems.systems)
 app.command("conform")(conform.conform)
 app.command("dashboard")(dashboard.dashboard)
 app.command("size")(size.size)
+app.command("sweep")(sweep.sweep)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
 
