@@ -19,11 +19,12 @@ from hwprofiles import HardwareProfile, load_profile
 from simulator.errors import ConfigurationError, InputError
 from simulator.memory import MemoryBudget, kv_budget
 from simulator.models import ModelSpec, Precision, dtype, load_model
+from simulator.models.offload import Offload
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.laws import LawSet
-from simulator.steptime.offload import Offload, OffloadedStepTime
+from simulator.steptime.offload import OffloadedStepTime
 
 __all__ = ["Deployment", "Resolved"]
 
@@ -325,7 +326,8 @@ class Resolved:
 
 
 def _steptime(offload: Offload | None, *parts: Any) -> StepTime:
-    return StepTime(*parts) if offload is None else OffloadedStepTime(offload, *parts)
+    plain = offload is None or not offload.weight_bytes
+    return StepTime(*parts) if offload is None or plain else OffloadedStepTime(offload, *parts)
 
 
 def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:

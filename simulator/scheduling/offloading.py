@@ -13,7 +13,7 @@ from typing import Any
 
 from simulator.errors import ConfigurationError
 from simulator.models import ModelSpec, Precision
-from simulator.steptime.offload import Offload
+from simulator.models.offload import Offload
 
 __all__ = ["CPU", "DISK", "cpu_layers", "cpu_neurons", "disk_layers", "loaded_model"]
 

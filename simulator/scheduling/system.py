@@ -14,7 +14,7 @@ from simulator.scheduling.base import Scheduler
 
 if TYPE_CHECKING:
     from simulator.models import ModelSpec, Precision
-    from simulator.steptime.offload import Offload
+    from simulator.models.offload import Offload
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 

@@ -54,7 +54,8 @@ def test_scheduling_and_models_need_only_numpy() -> None:
     """On a GPU machine with bare torch the engine still runs."""
     code = (
         "import sys, simulator.scheduling, simulator.models\n"
-        "from simulator.scheduling import VllmV1\n"
+        "from simulator.scheduling.system import list_systems\n"
+        "assert all(system.policy_class for system in list_systems())\n"
         "heavy = {'simpy', 'pydantic', 'pandas', 'scipy', 'plotly', 'pyarrow', 'yaml', 'typer', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
