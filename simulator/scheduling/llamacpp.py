@@ -202,23 +202,21 @@ class LlamaCpp(LlamaServer):
                 self._clear(slot)
 
     def _compute(self, batch: Batch, step: Step, size: int) -> None:
-        rows: list[Row] = []
-        decodes: list[Request] = []
+        rows = self._take_decodes(step, size)
+        decodes = [row[1] for row in rows]
         whole: list[Request] = []
+        size -= len(rows)
         while size:
             part = step.parts[0]
             request = part.slot.request
             assert request is not None
             count = min(part.count, size)
-            rows.append((part.slot.index, request, count, self._length(part.slot), part.decodes))
+            rows.append((part.slot.index, request, count, self._length(part.slot), False))
             self.cells.grow(part.slot.index, count)
             part.count -= count
             size -= count
-            if part.decodes:
-                decodes.append(request)
-            else:
-                self._extend(part.slot, request, count)
-                batch.prefills.append((request, count, request.computed - count))
+            self._extend(part.slot, request, count)
+            batch.prefills.append((request, count, request.computed - count))
             if not part.count:
                 step.parts.popleft()
                 if part.whole:
@@ -232,6 +230,18 @@ class LlamaCpp(LlamaServer):
         batch.iteration = self.decoding.iteration
         self._cut(batch, rows)
 
+    def _take_decodes(self, step: Step, size: int) -> list[Row]:
+        """The decoding slots of the step, which come first, at most *size* of them."""
+        rows: list[Row] = []
+        parts, tokens = step.parts, self.decoding.tokens
+        while len(rows) < size and parts and parts[0].decodes:
+            slot = parts.popleft().slot
+            request = slot.request
+            assert request is not None
+            rows.append((slot.index, request, 1, tokens(request), True))
+        self.cells.spread([row[0] for row in rows], 1)
+        return rows
+
     def _extend(self, slot: Slot, request: Request, count: int) -> None:
         at = len(slot.tokens)
         slot.tokens.extend(request.state.prompt, at, at + count)
@@ -244,13 +254,14 @@ class LlamaCpp(LlamaServer):
         if not decodes:
             return
         decoding.advance()
+        batch.num_decodes = len(decodes)
+        batch.decode_context = decoding.computed
         if len(decodes) < len(decoding):
             taken = set(decodes)
             batch.stalled = [request for request in decoding.members if request not in taken]
             for request in batch.stalled:
                 decoding.stall(request)
-        batch.num_decodes = len(decodes)
-        batch.decode_context = sum(decoding.tokens(request) for request in decodes)
+            batch.decode_context = sum(decoding.tokens(request) for request in decodes)
 
     def _copy_to_children(self) -> None:
         """Further completions get what is computed of their prompt."""

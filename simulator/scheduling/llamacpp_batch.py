@@ -51,19 +51,22 @@ class Step:
 def micro_batches(rows: list[Row], n_ubatch: int, *, unified: bool) -> list[Batch]:
     """The forwards that compute *rows*, in order."""
     left = [row[2] for row in rows]
+    place = {row[0]: i for i, row in enumerate(rows)}
     forwards = []
     while any(left):
-        turn = _in_order(left, n_ubatch) if unified else _rectangle(rows, left, n_ubatch)
+        turn = _in_order(left, n_ubatch) if unified else _rectangle(rows, place, left, n_ubatch)
         forward = Batch()
+        decodes = context = 0
         for i, n in turn:
-            _, request, count, context, decodes = rows[i]
-            before = context + count - left[i]
-            left[i] -= n
-            if decodes:
-                forward.num_decodes += 1
-                forward.decode_context += before + 1
+            row = rows[i]
+            if row[4]:
+                decodes += 1
+                context += row[3] + 1
+                left[i] = 0
             else:
-                forward.prefills.append((request, n, before))
+                forward.prefills.append((row[1], n, row[3] + row[2] - left[i]))
+                left[i] -= n
+        forward.num_decodes, forward.decode_context = decodes, context
         forwards.append(forward)
     return forwards
 
@@ -78,11 +81,23 @@ def _in_order(left: list[int], room: int) -> list[tuple[int, int]]:
     return turn
 
 
-def _rectangle(rows: list[Row], left: list[int], n_ubatch: int) -> list[tuple[int, int]]:
-    """Slots whose numbers follow each other, in *rows*' order, and as many tokens of each as all have."""
-    chosen: list[int] = []
-    for i, row in enumerate(rows):
-        if left[i] and len(chosen) < n_ubatch and (not chosen or row[0] == rows[chosen[-1]][0] + 1):
-            chosen.append(i)
-    n = min(min(left[i] for i in chosen), max(n_ubatch // len(chosen), 1))
+def _rectangle(
+    rows: list[Row], place: dict[int, int], left: list[int], n_ubatch: int
+) -> list[tuple[int, int]]:
+    """Slots whose numbers follow each other, in *rows*' order, and as many tokens of each as all have.
+
+    *place* is the row of each slot.
+    """
+    i = next(i for i, count in enumerate(left) if count)
+    chosen, n, slot = [i], left[i], rows[i][0]
+    while len(chosen) < n_ubatch:
+        slot += 1
+        after = place.get(slot, -1)
+        if after < i or not left[after]:
+            break
+        i = after
+        chosen.append(i)
+        if left[i] < n:
+            n = left[i]
+    n = min(n, max(n_ubatch // len(chosen), 1))
     return [(i, n) for i in chosen]

@@ -39,7 +39,8 @@ class Cells:
 
     def held(self, slot: int) -> int:
         """Tokens of *slot* that have a cell."""
-        return self._own[slot] + sum(stretch.holders[slot] for stretch in self._shared[slot])
+        own, shared = self._own[slot], self._shared[slot]
+        return own + sum(stretch.holders[slot] for stretch in shared) if shared else own
 
     def grow(self, slot: int, n: int) -> None:
         """*slot* takes *n* cells."""

@@ -20,6 +20,7 @@ from simulator.scheduling.llamacpp_batch import Step
 from simulator.scheduling.llamacpp_cache import PromptCache
 from simulator.scheduling.llamacpp_cells import Cells
 from simulator.scheduling.llamacpp_slots import (
+    GENERATING,
     IDLE,
     STARTED,
     WAITS,
@@ -355,7 +356,10 @@ class LlamaServer(Scheduler):
     def waste(self) -> tuple[float, float, float, float]:
         if self.unified:
             return 0.0, 0.0, 0.0, 0.0
-        held = sum(self.cells.held(slot.index) for slot in self.slots if slot.state is not IDLE)
+        held = self.decoding.computed
+        if self._prompting:
+            busy = (slot for slot in self.slots if slot.state is not IDLE and slot.state is not GENERATING)
+            held += sum(self.cells.held(slot.index) for slot in busy)
         return float(self.blocks_used - held), 0.0, 0.0, 0.0
 
 
