@@ -17,11 +17,13 @@ from simulator.errors import ConfigurationError
 from simulator.results import (
     REJECTED,
     Categories,
+    ClassRow,
     InterTokenLatency,
     Records,
     Run,
     StepSeries,
     Summary,
+    class_table,
     summarize,
 )
 from simulator.workload import Trace
@@ -65,6 +67,12 @@ class Result:
         return self.records.reason_counts(REJECTED)
 
     @property
+    def classes(self) -> list[ClassRow]:
+        """How each SLO class, tenant and model of the trace fared, by the objectives of the run."""
+        summary = self.summary
+        return class_table(self.records, summary.sample.duration, {}, summary.goodput)
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing the numbers."""
         lines = list(self.resolved.warnings)
@@ -89,6 +97,7 @@ class Result:
                 "num_prompts": len(trace),
                 "request_rate": "inf" if trace.request_rate == float("inf") else trace.request_rate,
                 "max_concurrency": trace.max_concurrency,
+                "classes": [row.to_json() for row in self.classes],
                 **metadata,
             },
             provenance=resolved.provenance,

@@ -163,7 +163,7 @@ def run(
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
-    from simulator.cli.run_cluster import print_cluster, print_header
+    from simulator.cli.run_cluster import print_classes, print_cluster, print_header
     from simulator.intervals import simulate_with_intervals
     from simulator.results import check_replaceable, format_table, parse_goodput, write_run
     from simulator.simulation import simulate
@@ -196,6 +196,7 @@ def run(
         max_concurrency=requests.max_concurrency,
     )
     typer.echo(table, nl=False)
+    print_classes(result.classes)
     if cluster is not None:
         print_cluster(result)
     for line in result.warnings:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from simulator.cluster import ClusterResult, ClusterSpec
+    from simulator.results import ClassRow
     from simulator.workload import Trace
 
-__all__ = ["cluster_spec", "print_cluster", "print_header"]
+__all__ = ["cluster_spec", "print_classes", "print_cluster", "print_header"]
 
 
 def cluster_spec(options: dict[str, Any], stated: list[str]) -> ClusterSpec:
@@ -45,9 +48,7 @@ def print_header(spec: ClusterSpec, trace: Trace) -> None:
 
 
 def print_cluster(result: ClusterResult) -> None:
-    """Classes, pools and cost below the table of all."""
-    if len(result.classes) > 1 or result.classes[0].attainment is not None:
-        _print_classes(result)
+    """Pools and cost below the table of all."""
     _print_pools(result)
     if result.num_retries:
         typer.echo(f"requests started again: {result.num_retries}")
@@ -57,12 +58,15 @@ def print_cluster(result: ClusterResult) -> None:
         )
 
 
-def _print_classes(result: ClusterResult) -> None:
+def print_classes(rows: Sequence[ClassRow]) -> None:
+    """One line per class, tenant and model, where the trace names some."""
+    if len(rows) == 1:
+        return
     typer.echo(
         f"{'class':<24}{'requests':>9}{'finished':>9}{'TTFT ms':>10}{'P99':>10}"
         f"{'TPOT ms':>9}{'P99':>9}{'met %':>8}{'good/s':>8}"
     )
-    for row in result.classes:
+    for row in rows:
         name = row.name if row.kind == "all" else f"{row.kind} {row.name}"
         met = "" if row.attainment is None else f"{100 * row.attainment:.1f}"
         good = "" if row.goodput is None else f"{row.goodput:.2f}"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.cluster.bill import ReplicaBill, gpus_over_time, total_usd
-from simulator.cluster.classes import ClassRow
 from simulator.cluster.resolve import ResolvedPool
 from simulator.cluster.spec import ClusterSpec
 from simulator.results import LOST, REJECTED, InterTokenLatency, Records, Run, StepSeries, Summary
+from simulator.results.classes import ClassRow
 from simulator.workload import Trace
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class ClusterResult:
                 "gpu_hours": self.gpu_hours,
                 "cost_usd": self.usd,
                 "num_retries": self.num_retries,
-                "classes": [_json(row) for row in self.classes],
+                "classes": [row.to_json() for row in self.classes],
                 "replicas": [_json(line) for line in self.bills],
                 **metadata,
             },

@@ -113,7 +113,8 @@ class PowerOfTwo(Router):
     def choose(self, request: Request, members: Sequence[Member], now: float) -> Member:
         if len(members) == 1:
             return members[0]
-        first, second = self.rng.choice(len(members), 2, replace=False)
+        first, second = int(self.rng.integers(len(members))), int(self.rng.integers(len(members) - 1))
+        second += second >= first  # any but the first
         return self.least((members[first], members[second]), now)
 
     def loads(self, members: Sequence[Member], now: float) -> list[float]:

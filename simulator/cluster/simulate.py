@@ -12,7 +12,6 @@ import simpy
 
 from simulator.cluster.autoscaler import autoscale, balance
 from simulator.cluster.bill import bills
-from simulator.cluster.classes import class_table
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.failures import FailureSpec, install_failures
 from simulator.cluster.fleet import Fleet
@@ -24,6 +23,7 @@ from simulator.cluster.routers import STATIC
 from simulator.cluster.spec import ClusterSpec
 from simulator.errors import ConfigurationError
 from simulator.results import Categories, InterTokenLatency, RecordsBuilder, summarize
+from simulator.results.classes import class_table
 from simulator.workload import Trace
 from simulator.workload.limits import resolve_max_tokens
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: records, metrics, the printed table, the run directory."""
 
+from simulator.results.classes import ClassRow, class_table
 from simulator.results.distribution import Distribution
 from simulator.results.goodput import parse_goodput
 from simulator.results.invariants import ConservationError, check_conservation
@@ -44,6 +45,7 @@ __all__ = [
     "SWAPPED",
     "WAITING",
     "Categories",
+    "ClassRow",
     "ConservationError",
     "Distribution",
     "InterTokenLatency",
@@ -58,6 +60,7 @@ __all__ = [
     "Summary",
     "check_conservation",
     "check_replaceable",
+    "class_table",
     "detect_overload",
     "format_table",
     "parse_goodput",

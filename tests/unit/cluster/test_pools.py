@@ -10,11 +10,11 @@ import pytest
 from simulator.cluster.admission import AdmissionSpec
 from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec, autoscale, balance
 from simulator.cluster.bill import bills, gpus_over_time, total_usd
-from simulator.cluster.classes import class_table
 from simulator.cluster.failures import FailureSpec, Fault, install_failures
 from simulator.cluster.handover import LinkSpec
 from simulator.cluster.pool import State
 from simulator.results import FINISHED, LOST, REJECTED
+from simulator.results.classes import class_table
 from simulator.workload import Trace
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from simulator.results import FINISHED, Categories, Records
 from simulator.results.goodput import meets
+from simulator.results.records import FINISHED, Categories, Records
 
 __all__ = ["ClassRow", "class_table"]
 
@@ -34,6 +35,13 @@ class ClassRow:
     """Share of the requests that met their objectives; None where there are none."""
     goodput: float | None
     """The same, requests/s."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON knows it: NaN is null."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in vars(self).items()
+        }
 
 
 def class_table(
