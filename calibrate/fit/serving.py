@@ -55,12 +55,14 @@ TPOT_SCALE, TTFT_SCALE = 0.12, 0.3
 NOISE = 0.06
 """Noise of a measured TPOT between equal set-ups, in ln: what priors are weighed against."""
 TTFT_WEIGHT = 0.35
+DEVIATION = 0.25
+"""Share of a prior by which systems and versions may differ: of 0.5, 0.25 and 0.12 the best on groups left out."""
 
 
 class ServingFit:
     """Engine costs from closed loops. *deviation* scales the priors of systems and versions."""
 
-    def __init__(self, deviation: float = 0.5) -> None:
+    def __init__(self, deviation: float = DEVIATION) -> None:
         self.deviation = deviation
 
     def fit(self, cases: Sequence[CaseTerms]) -> Self:
@@ -240,7 +242,7 @@ def _cauchy(error: Array, scale: float) -> Array:
 
 
 def held_out_predictions(
-    cases: Sequence[CaseTerms], parts: Sequence[Any], deviation: float = 0.5
+    cases: Sequence[CaseTerms], parts: Sequence[Any], deviation: float = DEVIATION
 ) -> tuple[Array, Array]:
     """(TTFT, TPOT) of every case by a fit that saw no case of the same part."""
     labels = np.array([str(part) for part in parts])

@@ -16,7 +16,7 @@ from calibrate.fit.serving_terms import CaseTerms, case_terms
 from calibrate.serving.case import Case
 from simulator.errors import InputError, SimError
 
-__all__ = ["fit_engine_costs", "gather_terms", "write_engine_costs"]
+__all__ = ["fit_engine_costs", "gather_terms", "seen_spreads", "write_engine_costs"]
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -75,12 +75,13 @@ def _entry(
     costs = {name: _rounded(value) for name, value in fitted.costs(family, entry).items()}
     mine = np.array([case.entry == entry for case in terms])
     rows = int(mine.sum())
-    costs |= {"spread": _spreads(terms, by_group, mine), "spread_seen": _spreads(terms, by_fold, mine)}
-    costs["seen"] = sorted({_gpu_and_model(case) for case in terms if case.entry == entry})
+    costs["spread"] = _spreads(terms, by_group, mine)
+    costs["seen"] = seen_spreads(terms, by_fold, entry)
     return costs | {"source": f"engine costs fitted to closed-loop measurements ({rows} rows of this entry)"}
 
 
 METRICS = ("ttft", "tpot")
+PRIOR_ROWS = 10
 LEAST_SPREAD = 0.03
 """Repeats of one set-up differ by so much (facts of the collection: 1 to 3 % for TPOT)."""
 
@@ -88,6 +89,28 @@ LEAST_SPREAD = 0.03
 def _gpu_and_model(case: CaseTerms) -> str:
     gpu, _, model = case.group.split("/")
     return f"{gpu}/{model}"
+
+
+def seen_spreads(
+    terms: Sequence[CaseTerms], by_fold: tuple[Array, Array], entry: str
+) -> dict[str, dict[str, float]]:
+    """Spread of every (gpu, model) of traits *entry*, from predictions that had not seen the configuration."""
+    mine = np.array([case.entry == entry for case in terms])
+    names = np.array([_gpu_and_model(case) for case in terms])
+    pooled = _spreads(terms, by_fold, mine)
+    found = {}
+    for name in np.unique(names[mine]):
+        use = mine & (names == name)
+        found[str(name)] = _shrunk(_spreads(terms, by_fold, use), pooled, int(use.sum()))
+    return found
+
+
+def _shrunk(own: dict[str, float], pooled: dict[str, float], rows: int) -> dict[str, float]:
+    """A spread of few rows says little: it counts as many rows as it has against `PRIOR_ROWS` of the whole entry."""
+    weight = rows / (rows + PRIOR_ROWS)
+    return {
+        name: _rounded((weight * own[name] ** 2 + (1 - weight) * pooled[name] ** 2) ** 0.5) for name in own
+    }
 
 
 def _spreads(
@@ -129,7 +152,9 @@ def _spread(terms: Sequence[CaseTerms], predicted: Array, metric: str, mine: NDA
     if not use.any():
         use = np.isfinite(measured)
     size = np.abs(np.log(measured[use] / predicted[use]))
-    return float(_rounded(float(np.quantile(size, 0.9)) / NORMAL_90))
+    # the level at which a new value lies below with probability 0.9, for as few values as there are
+    level = min(0.9 * (len(size) + 1) / len(size), 1.0)
+    return float(_rounded(float(np.quantile(size, level)) / NORMAL_90))
 
 
 NORMAL_90 = 1.6449

@@ -36,11 +36,27 @@ class ServingScore:
 
 def predict_case(case: Case) -> dict[str, float]:
     """What the simulator says for every metric that was measured, in the same units."""
+    result = _simulated(case)
+    return {metric: METRICS[metric](result, case) for metric in case.measured}
+
+
+def _per_request(result: Result, case: Case) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Absolute relative error of every request, for the latencies that were logged."""
+    records = result.records
+    decoded = np.maximum(records.output_length - 1, 1)
+    predicted = {
+        "ttft": records.first_token_time - records.arrival_time,
+        "tpot": (records.finish_time - records.first_token_time) / decoded,
+    }
+    return {name: np.abs(predicted[name] / values - 1.0) for name, values in case.per_request.items()}
+
+
+def _simulated(case: Case) -> Result:
     result = simulate(case.trace, case.resolve())
     if result.rejections:
         reason, count = next(iter(result.rejections.items()))
         raise SimError(f"{count} of {len(case.trace)} requests rejected: {reason.split(':')[0]}")
-    return {metric: METRICS[metric](result, case) for metric in case.measured}
+    return result
 
 
 def _covered(case: Case, metric: str, predicted: float) -> float:
@@ -100,7 +116,9 @@ def score_cases(cases: Iterable[Case], progress: Callable[[], None] | None = Non
     score = ServingScore(pd.DataFrame())
     for case in cases:
         try:
-            predicted = predict_case(case)
+            result = _simulated(case)
+            predicted = {metric: METRICS[metric](result, case) for metric in case.measured}
+            per_request = _per_request(result, case)
         except SimError as error:
             score.skipped[reason_of(error)] += 1
             continue
@@ -110,6 +128,7 @@ def score_cases(cases: Iterable[Case], progress: Callable[[], None] | None = Non
         if case.note:
             score.notes[case.note] += 1
         rows += [_row(case, metric, predicted[metric]) for metric in case.measured]
+        rows += [_request_row(case, metric, values) for metric, values in per_request.items()]
     score.rows = pd.DataFrame(rows, columns=list(_row_names()))
     return score
 
@@ -133,6 +152,13 @@ def _row(case: Case, metric: str, predicted: float) -> dict[str, Any]:
         "ape": abs(predicted / measured - 1.0),
         "covered": _covered(case, metric, predicted),
     }
+
+
+def _request_row(case: Case, metric: str, errors: Any) -> dict[str, Any]:
+    """The mean error over the requests of a logged run, as a row beside that of its mean."""
+    row = _row(case, metric, case.measured[metric])
+    known = errors[np.isfinite(errors)]
+    return row | {"metric": f"{metric}_per_request", "ape": float(known.mean()), "covered": np.nan}
 
 
 def summarize_serving(rows: pd.DataFrame, by: Sequence[str] = GROUP) -> list[dict[str, Any]]:

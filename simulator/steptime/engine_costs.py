@@ -46,8 +46,7 @@ class EngineCosts:
     prompts and decodes, as a share. *fused_quantisation_s*: saved per quantised product, whose law includes a
     separate kernel for the activations. *gemm*, *moe*: this system's kernels over the profile's law, by law;
     *attention* likewise. *moe_token_s*: routing and dequantisation per token, layer and GPU, by law. *spread*: how far
-    predictions are off for a (gpu, model) that the fit has not seen; *spread_seen*: for other configurations of one
-    it has, which are listed in *seen*.
+    predictions are off for a (gpu, model) that the fit has not seen; *seen*: for other configurations of one it has.
     """
 
     step_s: float = 0.0
@@ -64,8 +63,7 @@ class EngineCosts:
     moe: Mapping[str, float] = field(default_factory=dict)
     moe_token_s: Mapping[str, float] = field(default_factory=dict)
     spread: Spread = UNFITTED
-    spread_seen: Spread = UNFITTED
-    seen: tuple[str, ...] = ()
+    seen: Mapping[str, Spread] = field(default_factory=dict)
     source: str = ""
 
     def exposed_s(self, rows: int, new_tokens: int) -> float:
@@ -74,7 +72,7 @@ class EngineCosts:
 
     def spread_for(self, gpu: str, model: str) -> Spread:
         """How far a prediction for *model* on *gpu* is off."""
-        return self.spread_seen if f"{gpu}/{model}" in self.seen else self.spread
+        return self.seen.get(f"{gpu}/{model}", self.spread)
 
     def operator_seconds(self, operator: Operator, law: Any, m: Any, native_fp4: bool) -> Any:
         """*law* seconds of all executions of *operator* on *m* rows, as this engine's kernels run it."""
@@ -104,8 +102,8 @@ def engine_costs(system: str) -> EngineCosts | None:
     entry = engine_costs_file().get("systems", {}).get(system)
     if entry is None:
         return None
-    spreads = {name: Spread(**entry[name]) for name in ("spread", "spread_seen")}
-    return EngineCosts(**{**entry, **spreads, "seen": tuple(entry["seen"])})
+    seen = {name: Spread(**spread) for name, spread in entry["seen"].items()}
+    return EngineCosts(**{**entry, "spread": Spread(**entry["spread"]), "seen": seen})
 
 
 @cache

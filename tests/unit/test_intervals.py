@@ -21,7 +21,7 @@ def with_spread(spread):
     """The deployment, believed to be off by *spread*."""
     resolved = DEPLOYMENT.resolve()
     step = resolved.steptime
-    engine = replace(step.traits.engine, spread=spread, spread_seen=spread)
+    engine = replace(step.traits.engine, spread=spread, seen={})
     traits = replace(step.traits, engine=engine)
     return replace(
         resolved, steptime=type(step)(step.model, step.laws, step.parallelism, traits, step.precision)
