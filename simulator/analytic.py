@@ -61,7 +61,9 @@ class Traffic:
         if not 0 < self.request_rate < math.inf:
             raise ConfigurationError(f"request rate {self.request_rate}: must be above 0 and finite")
         if not self.prompts or min(self.prompts) < 0 or self.output < 1:
-            raise ConfigurationError(f"lengths {self.prompts} + {self.output:g} tokens: must be at least 1 each")
+            raise ConfigurationError(
+                f"lengths {self.prompts} + {self.output:g} tokens: must be at least 1 each"
+            )
 
     @classmethod
     def of_trace(cls, trace: Trace, request_rate: float | None = None) -> Traffic:
@@ -73,7 +75,8 @@ class Traffic:
         if math.isinf(rate):
             raise ConfigurationError("request rate: all requests of the trace arrive at once; state a rate")
         parts = [part for part in np.array_split(np.sort(prompts), QUANTILES) if len(part)]
-        quantiles = tuple(float(part.mean()) for part in parts)
+        means = np.array([part.mean() for part in parts])
+        quantiles = tuple((means * (prompts.mean() / means.mean())).tolist())  # parts may differ by a request
         return cls(rate, quantiles, float(weight.mean()), context, _dispersion(trace))
 
     def at(self, request_rate: float) -> Traffic:
@@ -118,7 +121,9 @@ class SteadyState:
         """Requests that run at once at most: by KV cache, ``max_num_seqs`` and the token budget."""
         limits, budget = self.resolved.limits, self.resolved.budget
         tokens = self.resolved.num_gpu_blocks * budget.block_size
-        by_memory = tokens / (self.traffic.context + budget.block_size / 2)  # half a block is empty on average
+        by_memory = tokens / (
+            self.traffic.context + budget.block_size / 2
+        )  # half a block is empty on average
         if by_memory < 1:
             raise CapacityError(
                 f"a request of {self.traffic.context:.0f} tokens does not fit the KV cache of {tokens} tokens"
@@ -197,7 +202,9 @@ class SteadyState:
     def _gated(self) -> float:
         """TTFT of a request that arrives during a round."""
         extras, mean, load = self._extras(self.batch), self._round(self.batch), self._prefill_load(self.batch)
-        extras = extras * (load / (self.traffic.request_rate * extras.mean()))  # what is left of each in company
+        extras = extras * (
+            load / (self.traffic.request_rate * extras.mean())
+        )  # what is left of each in company
         variance = self.traffic.request_rate * mean * float((extras**2).mean()) / (1 - load**2)
         biased = (mean**2 + variance) / mean
         ahead = mean if self.decides_ahead else 0.0
@@ -216,7 +223,10 @@ class SteadyState:
         rounds = (1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
         decode = step_work(self.resolved.steptime, decoding, round(decoding * self.traffic.context))
         mixed = step_work(
-            self.resolved.steptime, decoding, round(decoding * self.traffic.context), [(round(self.traffic.prompt), 0)]
+            self.resolved.steptime,
+            decoding,
+            round(decoding * self.traffic.context),
+            [(round(self.traffic.prompt), 0)],
         )
         per_second = {}
         for name, side in (("compute", "compute_s"), ("bandwidth", "memory_s")):
@@ -304,11 +314,19 @@ class SteadyState:
 
     def _round(self, batch: float) -> float:
         """Mean seconds of a round beside *batch* decodes; infinite where the prompts alone are too much."""
-        return self._decode(batch) / (1 - self._prefill_load(batch)) if self._prefill_load(batch) < 1 else math.inf
+        return (
+            self._decode(batch) / (1 - self._prefill_load(batch))
+            if self._prefill_load(batch) < 1
+            else math.inf
+        )
 
     def _prefill_load(self, batch: float) -> float:
         """λ x: share of the time that prompts add. Several in one round cost less each, so x depends on the round."""
-        rate, decode, alone = self.traffic.request_rate, self._decode(batch), float(self._extras(batch).mean())
+        rate, decode, alone = (
+            self.traffic.request_rate,
+            self._decode(batch),
+            float(self._extras(batch).mean()),
+        )
         if rate * alone < 1 and rate * decode / (1 - rate * alone) <= 1:
             return rate * alone
         low, high = decode, max(self.token_budget - batch, 1.0) / (rate * self.traffic.prompt)
@@ -353,7 +371,9 @@ class SteadyState:
 
     def _seconds(self, batch: float, prefill: float) -> float:
         """A round of *batch* decodes and *prefill* prompt tokens, linear between whole batches."""
-        return _step_seconds(self.resolved.steptime, batch, self.traffic.context, prefill, self.traffic.prompt)
+        return _step_seconds(
+            self.resolved.steptime, batch, self.traffic.context, prefill, self.traffic.prompt
+        )
 
 
 def step_shares(resolved: Resolved, batch: float, context: float, prefill: float) -> dict[str, float]:

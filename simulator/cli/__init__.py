@@ -19,6 +19,7 @@ from simulator.cli import (
     estimate,
     gpus,
     models,
+    report,
     run,
     size,
     sweep,
@@ -58,6 +59,8 @@ app.command("conform")(conform.conform)
 app.command("dashboard")(dashboard.dashboard)
 app.command("size")(size.size)
 app.command("sweep")(sweep.sweep)
+app.command("report")(report.report)
+app.command("export")(report.export)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
 

@@ -15,7 +15,10 @@ from simulator.errors import CapacityError, ConfigurationError
 from simulator.simulation import simulate
 from simulator.workload import Lengths, generate_trace
 
-CHAT = Lengths.parse("lognormal:mean=900,sigma=0.8,max=6000"), Lengths.parse("lognormal:mean=200,sigma=0.6,max=900")
+CHAT = (
+    Lengths.parse("lognormal:mean=900,sigma=0.8,max=6000"),
+    Lengths.parse("lognormal:mean=200,sigma=0.6,max=900"),
+)
 CASES = {"llama-3.1-8b": ("h100", 1), "llama-3.1-70b": ("h200", 2), "qwen2.5-32b": ("a100", 2)}
 
 
@@ -26,7 +29,9 @@ def resolved(model: str = "llama-3.1-8b", **options: object) -> Resolved:
 
 @pytest.mark.parametrize("load", [0.2, 0.45, 0.65])
 @pytest.mark.parametrize("model", CASES)
-def test_it_agrees_with_the_simulation_within_ten_percent_below_seventy_percent_load(model: str, load: float) -> None:
+def test_it_agrees_with_the_simulation_within_ten_percent_below_seventy_percent_load(
+    model: str, load: float
+) -> None:
     deployed = resolved(model)
     sample = generate_trace(4000, request_rate=1.0, input_length=CHAT[0], output_length=CHAT[1], seed=5)
     limit = SteadyState(deployed, Traffic.of_trace(sample)).stability_limit
@@ -53,7 +58,11 @@ def test_more_traffic_than_the_limit_is_called_what_it_is() -> None:
     assert state.ttft_s == state.tpot_s == float("inf")
     assert "no steady state" in state.caveats[0]
     trace = generate_trace(
-        3000, request_rate=1.3 * limit, input_length=Lengths.parse("800"), output_length=Lengths.parse("100"), seed=1
+        3000,
+        request_rate=1.3 * limit,
+        input_length=Lengths.parse("800"),
+        output_length=Lengths.parse("100"),
+        seed=1,
     )
     overload = simulate(trace, deployed).summary.overload
     assert overload is not None
@@ -98,7 +107,11 @@ def test_concurrency_and_rate_are_two_views_of_one_state() -> None:
     for concurrency in (4, 16, 64):
         state = SteadyState.at_concurrency(RESOLVED, traffic, concurrency)
         trace = generate_trace(
-            1500, input_length=Lengths.parse("800"), output_length=Lengths.parse("200"), max_concurrency=concurrency, seed=1
+            1500,
+            input_length=Lengths.parse("800"),
+            output_length=Lengths.parse("200"),
+            max_concurrency=concurrency,
+            seed=1,
         )
         throughput = simulate(trace, RESOLVED).summary["request_throughput"]
         assert state.traffic.request_rate == pytest.approx(throughput, rel=0.1)
@@ -122,6 +135,8 @@ def test_impossible_traffic_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 1"):
         Traffic(1.0, (100.0,), 0.0)
     with pytest.raises(CapacityError, match="does not fit"):
-        _ = SteadyState(resolved(num_gpu_blocks=70, max_model_len=1000), Traffic(1.0, (3000.0,), 10.0)).stability_limit
+        _ = SteadyState(
+            resolved(num_gpu_blocks=70, max_model_len=1000), Traffic(1.0, (3000.0,), 10.0)
+        ).stability_limit
     with pytest.raises(ConfigurationError, match="concurrency 0"):
         SteadyState.at_concurrency(RESOLVED, Traffic(1.0, (100.0,), 10.0), 0)

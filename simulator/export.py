@@ -1,0 +1,140 @@
+"""A deployment as something to start: the arguments of ``vllm serve``, and a Kubernetes manifest.
+
+Only systems whose options are vLLM's can be exported. Nothing is guessed: a limit that the deployment leaves open is left
+to the server, which chooses its own default for the device as the simulation assumed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from simulator.deployment import Deployment, Resolved
+from simulator.errors import ConfigurationError
+
+__all__ = ["kubernetes_manifest", "vllm_arguments"]
+
+VALUES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "gpu_memory_utilization",
+    "scheduling_policy",
+    "long_prefill_token_threshold",
+)
+SWITCHES = ("enable_prefix_caching", "enable_chunked_prefill", "async_scheduling")
+QUANTISED = {"fp8": "fp8", "fp8_wo": "fp8"}
+"""Weights that vLLM quantises while it loads them (``--quantization``); others need a checkpoint of their own."""
+PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+PORT = 8000
+
+
+def vllm_arguments(deployment: Deployment, model_id: str | None = None) -> list[str]:
+    """``vllm serve`` and its arguments for one replica. *model_id*: what vLLM loads, default the model's name.
+
+    Raises `ConfigurationError` for a system that is not vLLM, and for what vLLM has no flag for.
+    """
+    if not deployment.system.startswith("vllm"):
+        raise ConfigurationError(
+            f"system {deployment.system}: only vllm can be exported as `vllm serve` arguments"
+        )
+    stated = deployment.model_dump(exclude_unset=True)
+    if "num_gpu_blocks" in stated:
+        stated["options"] = {**stated.get("options", {}), "num_gpu_blocks_override": stated["num_gpu_blocks"]}
+    arguments = ["vllm", "serve", model_id or deployment.model]
+    for name in VALUES:
+        if stated.get(name) is not None and not (name.endswith("parallel_size") and stated[name] == 1):
+            arguments += [_flag(name), str(stated[name])]
+    if deployment.expert_parallel_size > 1:
+        arguments.append("--enable-expert-parallel")
+    arguments += _formats(deployment)
+    for name in SWITCHES:
+        if stated.get(name) is not None:
+            arguments.append(_flag(name) if stated[name] else _flag(f"no_{name}"))
+    for name, value in sorted(stated.get("options", {}).items()):
+        arguments += [_flag(name), str(value)]
+    return arguments
+
+
+def kubernetes_manifest(deployment: Deployment, model_id: str | None = None) -> str:
+    """A Deployment with as many replicas as *deployment* and a Service in front of them, as YAML."""
+    resolved = deployment.resolve()
+    name = "vllm-" + "".join(c if c.isalnum() else "-" for c in resolved.model.name.lower()).strip("-")
+    labels = {"app.kubernetes.io/name": name}
+    workload = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels, "annotations": _annotations(resolved)},
+        "spec": {
+            "replicas": deployment.num_replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": _pod(resolved, model_id)},
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"selector": labels, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
+    }
+    return str(yaml.safe_dump_all([workload, service], sort_keys=False))
+
+
+def command_line(arguments: list[str]) -> str:
+    """One line for a shell."""
+    return shlex.join(arguments)
+
+
+def _pod(resolved: Resolved, model_id: str | None) -> dict[str, Any]:
+    vendor = "amd.com/gpu" if resolved.profile.vendor == "amd" else "nvidia.com/gpu"
+    image = "rocm/vllm" if resolved.profile.vendor == "amd" else "vllm/vllm-openai"
+    probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10}
+    container = {
+        "name": "vllm",
+        "image": f"{image}:latest",
+        "command": vllm_arguments(resolved.deployment, model_id),
+        "ports": [{"name": "http", "containerPort": PORT}],
+        "resources": {"limits": {vendor: str(resolved.parallelism.num_gpus)}},
+        "readinessProbe": probe,
+        "startupProbe": {**probe, "failureThreshold": 180},  # loading weights may take half an hour
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+    }
+    memory = {
+        "name": "shared-memory",
+        "emptyDir": {"medium": "Memory"},
+    }  # tensor parallel ranks talk through it
+    return {"containers": [container], "volumes": [memory]}
+
+
+def _annotations(resolved: Resolved) -> Mapping[str, str]:
+    return {
+        "servesim/deployment": resolved.title,
+        "servesim/system": f"{resolved.system.name} {resolved.system.version}",
+    }
+
+
+def _formats(deployment: Deployment) -> list[str]:
+    found = []
+    if deployment.dtype in PLAIN:
+        found += ["--dtype", PLAIN[deployment.dtype]]
+    elif deployment.dtype in QUANTISED:
+        found += ["--quantization", QUANTISED[deployment.dtype]]
+    elif deployment.dtype is not None:
+        raise ConfigurationError(
+            f"dtype {deployment.dtype}: vLLM cannot make it while loading; name a checkpoint that has it with --model-id"
+        )
+    if deployment.kv_cache_dtype is not None:
+        plain = deployment.kv_cache_dtype
+        found += ["--kv-cache-dtype", PLAIN.get(plain, plain)]
+    return found
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
