@@ -64,11 +64,11 @@ class OffloadedStepTime(StepTime):
         return max(device, other) if offload.overlapped else device + other
 
     def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float] | NDArray[np.float64]:
-        durations = self.device.segment(num_decodes, decode_context, n)
-        return [
-            self._together(float(seconds), num_decodes, decode_context + i * num_decodes, ())
-            for i, seconds in enumerate(durations)
-        ]
+        offload = self.offload
+        device = np.asarray(self.device.segment(num_decodes, decode_context, n)) * offload.device_share
+        slope = offload.kv_bytes_per_token / offload.bandwidth * num_decodes
+        other = offload.seconds(num_decodes, decode_context) + slope * np.arange(n)
+        return np.asarray(np.maximum(device, other) if offload.overlapped else device + other)
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         share = self.offload.device_share
