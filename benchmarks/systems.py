@@ -31,7 +31,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "airllm": {"max_model_len": CONTEXT},
     "mlc-llm": {"max_single_sequence_length": CONTEXT},
     "rtp-llm": {"max_generate_batch_size": 128, "max_seq_len": CONTEXT},
-    "triton": {"max_batch_size": 32, "preferred_batch_size": (8, 16, 32), "max_queue_delay_microseconds": 100_000},
+    "triton": {
+        "max_batch_size": 32,
+        "preferred_batch_size": (8, 16, 32),
+        "max_queue_delay_microseconds": 100_000,
+    },
     "fastertransformer": {"max_batch_size": 32},
     "hf-static": {"max_batch_size": 32},
     "llama.cpp": {"n_parallel": 16, "n_ctx": 16 * CONTEXT},
@@ -69,7 +73,9 @@ def measure(name: str, load: float, trace: Trace, repeats: int) -> dict[str, Any
         best = min(best, time.process_time() - start)
     s = result.summary
     if s["completed"] + s["rejected"] + s["failed"] != len(trace):
-        raise SimError(f"{name} at {load:.0%}: {len(trace)} requests came, {s['completed']} finished, others vanished")
+        raise SimError(
+            f"{name} at {load:.0%}: {len(trace)} requests came, {s['completed']} finished, others vanished"
+        )
     return {
         "system": name,
         "load": load,
@@ -103,7 +109,6 @@ def width(form: str) -> str:
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Four panels: time to first token, time per output token with the whole request, throughput, KV waste."""
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     panels = (
@@ -112,7 +117,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         ("tokens_s", "Output tokens/s"),
     )
     titles = [*(title for _, title in panels), "KV space wasted at the highest load"]
-    figure = make_subplots(4, 1, subplot_titles=titles, vertical_spacing=0.08)
+    figure = make_subplots(4, 1, subplot_titles=titles, vertical_spacing=0.1)
     loads = sorted({row["load"] for row in rows})
     for place, (name, _) in enumerate(panels, 1):
         for shade, load in zip(("#9ecae1", "#4292c6", "#084594"), loads):
@@ -123,29 +128,36 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
             )  # fmt: skip
         if place < 3:
             figure.update_yaxes(type="log", row=place, col=1)
+    here = [row for row in rows if row["load"] == loads[-1]]
+    below = [0.0] * len(here)
     for kind, shade in (("reserved", "#fdae6b"), ("internal", "#e6550d"), ("external", "#a63603")):
-        here = [row for row in rows if row["load"] == loads[-1]]
-        figure.add_trace(
-            go.Scatter(
-                x=[row["system"] for row in here], y=[row[kind] for row in here], name=kind, mode="markers",
-                marker={"color": shade, "size": 9},
-            ),
-            row=4, col=1,
+        heights = [row[kind] or 0.0 for row in here]
+        figure.add_bar(
+            x=[row["system"] for row in here], y=heights, base=below, name=kind, marker_color=shade,
+            offsetgroup="waste", row=4, col=1,
         )  # fmt: skip
+        below = [low + height for low, height in zip(below, heights, strict=True)]
     figure.update_yaxes(tickformat=".0%", row=4, col=1)
+    figure.update_xaxes(tickangle=45)
     title = "Serving systems: Azure conversations, Llama 3.1 8B on one H100"
-    figure.update_layout(height=1500, template="plotly_white", title=title)
+    figure.update_layout(height=1900, template="plotly_white", title=title)
     figure.write_html(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="1000 requests at one load: a minute")
     parser.add_argument("--systems", help="only these, separated by commas")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--html", type=Path, help="write a picture there")
     options = parser.parse_args()
-    names = options.systems.split(",") if options.systems else [s.name for s in list_systems() if s.same_as is None]
+    names = (
+        options.systems.split(",")
+        if options.systems
+        else [s.name for s in list_systems() if s.same_as is None]
+    )
     names = sorted(names, key=lambda name: (name != "vllm", name))
     peak, rows = capacity(deployment("vllm")), []
     where = "drawn from Azure's lengths" if options.quick or not AZURE.exists() else "Azure conversations"

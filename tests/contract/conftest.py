@@ -45,6 +45,7 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
     "fastertransformer": {"max_batch_size": 6},
     "ctranslate2": {"max_batch_size": 6},
     "sarathi": {"chunk_size": 64},
+    "orca-max": {"max_total_tokens": 512},
     "mlc-llm": {"kv_cache_page_size": 4, "max_num_sequence": 6, "prefill_chunk_size": 64},
     "rtp-llm": {"seq_size_per_block": 4, "max_generate_batch_size": 6, "max_seq_len": 160},
     "onnxruntime-genai": {"max_batch_size": 6, "max_scheduled_tokens": 64},
@@ -80,7 +81,7 @@ def make_small() -> Callable[..., Any]:
         sizes = [limits[name] for name in BLOCK_SIZES if name in limits]
         size = sizes[0] if sizes else system.block_size
         capacity = TOKENS if system.capacity_in_tokens else max(TOKENS // size, 4)
-        return system.scheduler(**{system.capacity: capacity}, **limits, **options)
+        return system.scheduler(**{system.capacity: capacity, **limits}, **options)
 
     return make
 
