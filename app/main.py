@@ -7,13 +7,15 @@ from importlib.resources import files
 import streamlit as st
 
 from app import state
-from app.views import hardware, validation, whatif
+from app.views import hardware, inside, systems, validation, whatif
 
 st.set_page_config(page_title="servesim", page_icon=str(files("app") / "icon.svg"), layout="wide")
 st.html(files("app") / "style.css")
 state.restore()
 pages = [
     st.Page(whatif.page, title="What if", icon=":material/tune:", url_path="what-if", default=True),
+    st.Page(inside.page, title="Inside one run", icon=":material/view_timeline:", url_path="inside"),
+    st.Page(systems.page, title="Systems", icon=":material/compare_arrows:", url_path="systems"),
     st.Page(hardware.page, title="Hardware", icon=":material/memory:", url_path="hardware"),
     st.Page(validation.page, title="Validation", icon=":material/fact_check:", url_path="validation"),
 ]

@@ -15,8 +15,9 @@ LONG = 4_000
 """Requests from which on a bar is worth its space."""
 
 
-def run(view: View) -> Result | None:
-    """The run of *view*, simulated now if nobody has asked before; None after an error, which is said."""
+def run(view: View, name: str = "") -> Result | None:
+    """The run of *view*, simulated now if nobody has asked before; None after an error, which is said after
+    the *name* of what was run."""
     place = st.empty()
     try:
         trace = work.trace_of(view)
@@ -32,7 +33,8 @@ def run(view: View) -> Result | None:
             return None
         result = work.result_of(view, lambda done: _tick(bar, done))
     except SimError as error:
-        place.error(library.error_text(error), icon=":material/error:")
+        text = library.error_text(error)
+        place.error(f"{name}: {text}" if name else text, icon=":material/error:")
         return None
     place.empty()
     return result
