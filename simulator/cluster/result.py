@@ -113,7 +113,7 @@ class ClusterResult:
         """What goes into a run directory or a report."""
         trace, models = self.trace, sorted({p.resolved.model.name for p in self.pools})
         config = {name: p.resolved.config for name, p in zip(self.spec.pools, self.pools, strict=True)}
-        cluster = self.spec.model_dump(mode="json", exclude_none=True)
+        cluster = self.spec.model_dump(mode="json", exclude_unset=True)
         return Run(
             summary=self.summary,
             title=self.title,

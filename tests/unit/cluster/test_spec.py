@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from simulator import ClusterSpec, Deployment, simulate
 from simulator.cluster.admission import AdmissionSpec
@@ -182,4 +182,6 @@ def test_a_run_directory_holds_the_bill(trace: Trace, tmp_path: Path) -> None:
     )
     assert written["cost_usd"] == pytest.approx(result.gpu_hours * 3.0)
     assert len(written["replicas"]) == len(result.bills) and written["classes"][0]["requests"] == 200
-    assert result.end_time > 0 and not math.isnan(result.end_time)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    again = simulate(trace, ClusterSpec.of(**config["cluster"]))
+    assert again.records.finish_time.tobytes() == result.records.finish_time.tobytes()
