@@ -105,6 +105,8 @@ class Host(Record):
     """Scheduling, input preparation and output handling of one step."""
     per_seq_s: NotNegative
     """The part that grows with the running sequences, for each of them."""
+    per_new_token_s: NotNegative = 0.0
+    """The part that grows with the tokens that a step computes, for each of them."""
     launch_s: NotNegative
     """One kernel launched eagerly."""
     graph_launch_s: NotNegative

@@ -31,7 +31,8 @@ class LawFit:
     """The law of one family and dtype on one device.
 
     *folds* is the number of parts the shapes are dealt into for the held-out error (never more than there are
-    shapes); *seed* deals them.
+    shapes); *seed* deals them. *shape* are the columns whose rows are held out together, *least_rows* the rows from
+    which a correction is fitted; both default to the family's.
     """
 
     def __init__(
@@ -42,9 +43,13 @@ class LawFit:
         variant: str = "",
         folds: int = 8,
         seed: int = 0,
+        shape: tuple[str, ...] = (),
+        least_rows: int | None = None,
     ) -> None:
         self.family, self.profile, self.dtype, self.variant = family, profile, dtype, variant
         self.folds, self.seed = folds, seed
+        self.shape = shape or FAMILIES[family].shape
+        self.least_rows = FAMILIES[family].least_rows if least_rows is None else least_rows
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Fit on the rows of *frame* (all of them: exclude resident ones before)."""
@@ -57,7 +62,7 @@ class LawFit:
         self.judged_ = self._judged(frame, len(self.logs_))
         self.smooth_, self.surface_ = self._fit_once(frame, self.choice_)
         self.range_ = self._range(frame)
-        self.shapes_ = int(shape_numbers(self.family, frame).max()) + 1
+        self.shapes_ = int(shape_numbers(self.family, frame, self.shape).max()) + 1
         return self
 
     def predict(self, frame: pd.DataFrame) -> Vector:
@@ -98,7 +103,7 @@ class LawFit:
 
     def _summary(self) -> HeldOut:
         mean, median, p90 = error_summary(np.expm1(-self.judged_))
-        columns = ", ".join(FAMILIES[self.family].shape)
+        columns = ", ".join(self.shape)
         folds = min(self.folds, self.shapes_)
         return HeldOut(
             mean_ape=_round(mean),
@@ -112,7 +117,7 @@ class LawFit:
         self, frame: pd.DataFrame, choice: Mapping[str, float]
     ) -> tuple[Mapping[str, float], Vector]:
         """(choice, ln(measured / predicted) of every row by a fit that did not see its shape)."""
-        shapes = shape_numbers(self.family, frame)
+        shapes = shape_numbers(self.family, frame, self.shape)
         parts = np.random.default_rng(self.seed).permutation(int(shapes.max()) + 1) % self.folds
         fold = parts[shapes]
         logs = np.full(len(frame), np.nan)
@@ -126,8 +131,8 @@ class LawFit:
 
     def _fit_once(self, frame: pd.DataFrame, choice: Mapping[str, float]) -> tuple[SmoothLaw, Surface | None]:
         smooth = SmoothLaw(self.family, self.profile, self.dtype, choice)
-        smooth.fit(frame, shape_numbers(self.family, frame))
-        if len(frame) < FAMILIES[self.family].least_rows:
+        smooth.fit(frame, shape_numbers(self.family, frame, self.shape))
+        if len(frame) < self.least_rows:
             return smooth, None
         logs = np.log(frame["seconds"].to_numpy(float) / smooth.predict(frame))
         surface = Surface(FAMILIES[self.family].axes)
@@ -141,9 +146,9 @@ class LawFit:
 NOT_SHAPE = ("seconds", "line")
 
 
-def shape_numbers(family: str, frame: pd.DataFrame) -> NDArray[np.int64]:
-    """A number per row, the same for rows of one shape, in order of appearance."""
-    columns = frame[list(FAMILIES[family].shape)]
+def shape_numbers(family: str, frame: pd.DataFrame, shape: tuple[str, ...] = ()) -> NDArray[np.int64]:
+    """A number per row, the same for rows of one shape (columns; the family's by default), in order of appearance."""
+    columns = frame[list(shape or FAMILIES[family].shape)]
     numbers, _ = pd.factorize(pd.MultiIndex.from_frame(columns))
     return np.asarray(numbers, dtype=np.int64)
 

@@ -1,0 +1,135 @@
+"""``python -m calibrate measure``: raw samples of this machine, for `sim calibrate fit` here or elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibrate.measure.campaign import Campaign, Progress, plan_shots
+from calibrate.measure.device import Thermometer, describe_device, read_gpu, thread_clock
+from calibrate.measure.grid import operator_shots, step_shots
+from calibrate.measure.records import RawFolder
+from calibrate.measure.workbench import Workbench
+from engine.kernels.timing import Timer
+from engine.llm import LLM
+from engine.settings import EngineSettings
+from simulator.errors import ConfigurationError
+
+__all__ = ["add_options", "measure", "read_budget"]
+
+ROUNDS = 40
+"""Rounds of whole steps where time allows."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, or a name of the zoo")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of raw samples; resumed if it has some"
+    )
+    parser.add_argument("--budget", default="8m", help="time to measure, such as 90s, 8m, 1h")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--num-gpu-blocks", type=int)
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="most workloads of whole steps")
+    parser.add_argument("--repeat", type=float, help="seconds that a shot is repeated for")
+
+
+def read_budget(text: str) -> float:
+    """Seconds of ``90s``, ``8m``, ``1.5h`` or a plain number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise ConfigurationError(f"--budget {text!r}: must be a time above 0 such as 90s, 8m or 1h")
+    return seconds
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Measure; 0, also when the budget ended first (what is missing is said)."""
+    seconds = read_budget(options.budget)
+    start = time.monotonic()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch finds no GPU here; measure with --device cpu")
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # with two, a step waits for whichever was descheduled
+    workbench = make_workbench(options)
+    folder = RawFolder(options.out)
+    meta = describe_run(options, workbench)
+    done = folder.open(meta)
+    meta["ceilings"] = workbench.ceilings()
+    folder.write_meta(meta)
+    thermometer = Thermometer(read_gpu if options.device == "cuda" else lambda: None)
+    common = {
+        "gpu": meta["device"],
+        "src": "bundled engine",
+        "dtype": meta["dtype"],
+        "kv_dtype": meta["dtype"],
+    }
+    common["kernel"] = workbench.kernels.name
+    campaign = Campaign(workbench, folder, common, thermometer, options.seed)
+    left = seconds - (time.monotonic() - start)
+    shots = plan_shots(
+        operator_shots(workbench.config, workbench.limits), left, meta["ceilings"], workbench.timer.budget
+    )
+    campaign.run(shots, done, start + 0.8 * seconds, Progress("operators"))
+    campaign.run(step_shots(options.rounds), done, start + seconds, Progress("whole steps"))
+    folder.write_meta({**meta, "seconds": meta.get("seconds", 0.0) + time.monotonic() - start})
+    if campaign.throttled:
+        print(f"{len(campaign.throttled)} shots throttled, kept apart in {options.out / 'throttled.jsonl'}")
+    print(f"raw samples: {options.out}")
+    return 0
+
+
+def make_workbench(options: argparse.Namespace) -> Workbench:
+    """The engine and its bench, with the limits of *options*."""
+    settings = EngineSettings(
+        options.model,
+        device=options.device,
+        kernels=options.kernels,
+        load_format="dummy",
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_model_len=options.max_model_len,
+        num_gpu_blocks=options.num_gpu_blocks,
+        seed=options.seed,
+    )
+    llm = LLM.of(settings)
+    device = llm.runner.decoder.device
+    repeat = options.repeat or (0.15 if device.type == "cuda" else 0.03)
+    return Workbench(llm, Timer(device, repeat, thread_clock(device)), options.seed)
+
+
+def describe_run(options: argparse.Namespace, workbench: Workbench) -> dict[str, Any]:
+    """What the samples depend on."""
+    llm = workbench.llm
+    graphs = llm.runner.graphs
+    return {
+        **describe_device(workbench.device),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "model": str(options.model),
+        "config": {
+            name: getattr(workbench.config, name)
+            for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+        },
+        "dtype": str(workbench.dtype).removeprefix("torch."),
+        "seed": options.seed,
+        "kernels": workbench.kernels.describe(),
+        "limits": vars(workbench.limits),
+        "depth": llm.executor.scheduler.depth,
+        "graph_sizes": [] if graphs is None else list(graphs.sizes),
+        "memory": {
+            "weight_bytes": workbench.decoder.weights.nbytes,
+            "kv_bytes_per_block": workbench.cache.bytes_per_block,
+            "num_blocks": workbench.cache.num_blocks,
+        },
+    }

@@ -1,0 +1,206 @@
+"""Runs shots on the engine's own kernels, weights and cache.
+
+The operators are those of a real decoder with random weights: one call after the other takes the next layer's
+weights and the next layer's cache, so that a GPU reads memory as it does in a step and not its L2 cache. Blocks
+are drawn without repetition from the whole cache. Attention includes the write of the new keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibrate.measure.grid import Limits, gemm_shapes
+from calibrate.measure.shot import Sample, Shot
+from calibrate.measure.steps import StepRounds
+from engine.kernels.timing import Call, Timer, copies_past_cache
+from engine.llm import LLM
+from engine.weights import LayerWeights
+
+__all__ = ["Workbench"]
+
+LEAST_COPIES = 2
+
+
+class Workbench:
+    """Measures shots on *llm*; every number is drawn from *seed*."""
+
+    def __init__(self, llm: LLM, timer: Timer, seed: int = 0) -> None:
+        self.llm, self.timer, self.seed = llm, timer, seed
+        self.decoder, self.cache = llm.runner.decoder, llm.runner.cache
+        self.config, self.kernels = self.decoder.config, self.decoder.kernels
+        self.device, self.dtype = self.decoder.device, self.decoder.dtype
+        self.cache.data.normal_()
+        self._rounds = StepRounds(llm, timer.clock, seed)
+        self._builders: dict[str, Callable[[Shot, int], Iterator[Call]]] = {
+            "gemm": self._gemm,
+            "attn_decode": self._decode,
+            "attn_prefill": self._prefill,
+            "streams": self._stream,
+        }
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the engine."""
+        settings = self.llm.settings
+        return Limits(
+            settings.max_num_seqs,
+            settings.max_num_batched_tokens,
+            settings.model_len(self.config),
+            self.cache.num_blocks * self.cache.block_size,
+        )
+
+    def measure(self, shot: Shot) -> Sample:
+        """Time *shot*: its rows, in µs."""
+        if shot.table == "steps":
+            return Sample(tuple(self._rounds.run(shot["round"])))
+        torch.manual_seed(self.seed)
+        with torch.inference_mode():
+            copies = min(self.config.num_layers, max(LEAST_COPIES, self._copies(shot)))
+            calls = list(self._builders[shot.table](shot, copies))
+            sample = self.timer.measure(calls, self.kernels.graph_safe)
+        row = {"latency_us": f"{sample.seconds * 1e6:.3f}", "spread_us": f"{sample.spread * 1e6:.3f}"}
+        return Sample(({**row, "repeats": sample.repeats, "mode": sample.mode},))
+
+    def ceilings(self) -> dict[str, float]:
+        """Bytes/s read and written by a large copy, FLOP/s of a large square product, of random numbers."""
+        gpu = self.device.type == "cuda"
+        elements, side = (1 << 29, 8192) if gpu else (1 << 24, 768)
+        source = torch.randn(elements, device=self.device, dtype=self.dtype)
+        target = torch.empty_like(source)
+        copy = self.timer.measure([lambda: target.copy_(source)])
+        a, b = (self._random(side, side) for _ in range(2))
+        out = torch.empty_like(a)
+        product = self.timer.measure([lambda: torch.matmul(a, b, out=out)])
+        return {
+            "copy_bytes_per_s": 2 * source.nbytes / copy.seconds,
+            "gemm_flops_per_s": 2 * side**3 / product.seconds,
+        }
+
+    def _copies(self, shot: Shot) -> int:
+        return copies_past_cache(max(1, int(shot.bytes)), self.device)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+    def _layers(self, copies: int) -> Iterator[tuple[int, LayerWeights]]:
+        return iter(list(enumerate(self.decoder.weights.layers))[:copies])
+
+    # the operators
+
+    def _gemm(self, shot: Shot, copies: int) -> Iterator[Call]:
+        m, n, k = shot["m"], shot["n"], shot["k"]
+        name = next(name for name, shape in gemm_shapes(self.config).items() if shape == (n, k))
+        x = self._random(m, k)
+        for _, layer in self._layers(1 if name == "lm_head" else copies):
+            weight: Any = self._matrix(layer, name)
+            yield partial(self.kernels.matmul, x, weight)
+
+    def _matrix(self, layer: LayerWeights, name: str) -> Any:
+        match name:
+            case "qkv":
+                return layer.qkv.weight
+            case "out":
+                return layer.out.weight
+            case "gate_up":
+                return layer.experts[0][0].weight
+            case "down":
+                return layer.experts[0][1].weight
+        return self.decoder.weights.lm_head
+
+    def _decode(self, shot: Shot, copies: int) -> Iterator[Call]:
+        lens = [int(length) for length in shot["kv_lens"].split(";")]
+        table, ends = self._table(lens), self._ints(lens)
+        slots = self._slots(table, [length - 1 for length in lens], 1)
+        q, k, v = self._qkv(len(lens))
+        out, longest = torch.empty_like(q), max(lens)
+        for index, _ in self._layers(copies):
+            keys, values = self.cache.layers[index]
+
+            def call(keys: Tensor = keys, values: Tensor = values) -> None:
+                self.kernels.kv_write(k, v, keys, values, slots)
+                scale = self.decoder.scale
+                self.kernels.decode_attention(out, q, keys, values, table, ends, scale, max_context=longest)
+
+            yield call
+
+    def _prefill(self, shot: Shot, copies: int) -> Iterator[Call]:
+        num, chunk, context = shot["batch_size"], shot["chunk"], shot["context"]
+        table, ends = self._table([chunk + context] * num), self._ints([chunk + context] * num)
+        slots = self._slots(table, [context] * num, chunk)
+        start = self._ints([i * chunk for i in range(num + 1)])
+        q, k, v = self._qkv(num * chunk)
+        out = torch.empty_like(q)
+        for index, _ in self._layers(copies):
+            keys, values = self.cache.layers[index]
+
+            def call(keys: Tensor = keys, values: Tensor = values) -> None:
+                self.kernels.kv_write(k, v, keys, values, slots)
+                scale = self.decoder.scale
+                self.kernels.prefill_attention(
+                    out, q, keys, values, table, start, ends, scale, max_query=chunk
+                )
+
+            yield call
+
+    def _stream(self, shot: Shot, copies: int) -> Iterator[Call]:
+        tokens, h, weights = shot["tokens"], self.config.hidden_size, self.decoder.weights
+        match shot["op"]:
+            case "embedding":
+                ids = torch.randint(0, self.config.vocab_size, (tokens,), device=self.device)
+                yield lambda: weights.embedding[ids]
+            case "add_rms_norm":
+                x, residual, eps = self._random(tokens, h), self._random(tokens, h), self.config.rms_eps
+                yield lambda: self.kernels.add_rms_norm(x, residual, weights.final_norm, eps)
+            case "rope":
+                q, k, _ = self._qkv(tokens)
+                places = torch.arange(tokens, device=self.device) % len(self.decoder.rotation)
+                yield lambda: self.kernels.rope(q, k, places, self.decoder.rotation)
+            case "silu_mul":
+                gate_up = self._random(tokens, 2 * self.config.intermediate_size)
+                yield lambda: self.kernels.silu_mul(gate_up)
+            case "kv_write":
+                yield from self._kv_write(tokens, copies)
+            case "sampling":
+                logits = torch.randn(tokens, self.config.vocab_size, device=self.device)
+                yield lambda: self.kernels.sample(logits, greedy=True)
+
+    def _kv_write(self, tokens: int, copies: int) -> Iterator[Call]:
+        _, k, v = self._qkv(tokens)
+        slots = torch.randperm(self.cache.num_blocks * self.cache.block_size, device=self.device)[:tokens]
+        for index, _ in self._layers(copies):
+            keys, values = self.cache.layers[index]
+            yield partial(self.kernels.kv_write, k, v, keys, values, slots)
+
+    # inputs
+
+    def _qkv(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        dim, kv = self.config.head_dim, self.decoder.num_kv_heads
+        return (
+            self._random(tokens, self.decoder.num_heads, dim),
+            *(self._random(tokens, kv, dim) for _ in "kv"),
+        )  # type: ignore[return-value]
+
+    def _ints(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def _table(self, lens: list[int]) -> Tensor:
+        """Blocks for sequences of *lens* tokens, each its own, in random order."""
+        counts = [-(-length // self.cache.block_size) for length in lens]
+        order = np.random.default_rng(self.seed).permutation(self.cache.num_blocks)[: sum(counts)]
+        table = np.zeros((len(lens), max(counts)), dtype=np.int32)
+        for row, part in zip(table, np.split(order, np.cumsum(counts)[:-1])):
+            row[: len(part)] = part
+        return torch.from_numpy(table).to(self.device)
+
+    def _slots(self, table: Tensor, starts: list[int], count: int) -> Tensor:
+        """Where *count* new tokens of every sequence go, int64, packed."""
+        size = self.cache.block_size
+        places = torch.tensor(starts)[:, None] + torch.arange(count)
+        blocks = table.cpu().long().gather(1, places // size)
+        return (blocks * size + places % size).flatten().to(self.device)

@@ -1,0 +1,179 @@
+"""Measuring survives kills, throttling and short budgets, and needs nothing but numpy and torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibrate.measure import Limits, RawFolder, Sample, Shot, operator_shots, step_shots
+from calibrate.measure.campaign import Progress, estimate, plan_shots
+from calibrate.measure.command import read_budget
+from calibrate.measure.device import Reading, Thermometer
+from calibrate.tables import read_folder
+from engine.config import DecoderConfig
+from simulator.errors import ConfigurationError
+
+from .conftest import LIMITS, TINY, KnownBench, known_meta, make_campaign
+
+CONFIG = DecoderConfig.from_mapping(TINY)
+FEW = Limits(max_num_seqs=4, max_num_batched_tokens=32, max_model_len=128, num_tokens=1024)
+CEILINGS = {"copy_bytes_per_s": 1e10, "gemm_flops_per_s": 1e11}
+FOREVER = float("inf")
+
+
+def quiet() -> Progress:
+    return Progress("test", io.StringIO())
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_model: Path) -> None:
+    shots = [*operator_shots(CONFIG, FEW), *step_shots(2)]
+    bench = KnownBench(tiny_model)
+
+    class Killed(KnownBench):
+        def measure(self, shot: Shot) -> Sample:
+            if len(self.taken) == len(shots) // 2:
+                raise KeyboardInterrupt
+            return super().measure(shot)
+
+    folder, killed = RawFolder(tmp_path), Killed(tiny_model)
+    with pytest.raises(KeyboardInterrupt):
+        make_campaign(killed, folder).run(shots, folder.open(known_meta(tiny_model)), FOREVER, quiet())
+    with (tmp_path / "gemm.csv").open("a") as file:
+        file.write("CPU known,known,bfloat16,1,2")  # the kill came in the middle of a line
+    done = folder.open(known_meta(tiny_model))
+    assert len(done) == len(killed.taken)
+    make_campaign(bench, folder).run(shots, done, FOREVER, quiet())
+    assert {shot.key for shot in bench.taken} == {shot.key for shot in shots} - done
+    assert folder.open(known_meta(tiny_model)) == {shot.key for shot in shots}
+    assert sum(len(frame) for frame in read_folder(tmp_path).values()) == len(shots) - 2
+
+
+def test_another_model_needs_another_folder(tmp_path: Path, tiny_model: Path) -> None:
+    RawFolder(tmp_path).open(known_meta(tiny_model))
+    with pytest.raises(ConfigurationError, match=r"holds samples with model .* not 'other'"):
+        RawFolder(tmp_path).open({**known_meta(tiny_model), "model": "other"})
+
+
+def test_throttled_samples_are_taken_again_and_else_kept_apart(tmp_path: Path, tiny_model: Path) -> None:
+    clocks = iter([1980.0, 1200.0, 1975.0, *[1200.0] * 100])
+    thermometer = Thermometer(lambda: Reading(next(clocks), 84.0))
+    folder, rests = RawFolder(tmp_path), list[float]()
+    done, bench = folder.open(known_meta(tiny_model)), KnownBench(tiny_model)
+    campaign = make_campaign(bench, folder, thermometer=thermometer, rest=rests.append)
+    shots = [shot for shot in operator_shots(CONFIG, FEW) if shot.table == "gemm"][:3]
+    campaign.run(shots, done, FOREVER, quiet())
+    assert len(bench.taken) == 1 + 2 + 3  # calm; calm at the second try; never calm
+    assert len(rests) == 1 + 2
+    assert len(read_folder(tmp_path)["gemm"]) == 2
+    apart = [json.loads(line) for line in (tmp_path / "throttled.jsonl").read_text().splitlines()]
+    assert [row["clock_mhz"] for row in apart] == [1200.0]
+    assert len(campaign.throttled) == 1
+
+
+def test_the_deadline_ends_a_campaign_with_what_there_is(tmp_path: Path, tiny_model: Path) -> None:
+    ticks: Iterator[int] = iter(range(10**6))
+    folder, out = RawFolder(tmp_path), io.StringIO()
+    done = folder.open(known_meta(tiny_model))
+    campaign = make_campaign(KnownBench(tiny_model), folder, clock=lambda: float(next(ticks)))
+    shots = operator_shots(CONFIG, FEW)
+    left = campaign.run(shots, done, 20.0, Progress("test", out, lambda: 0.0))
+    assert 0 < left < len(shots)
+    assert f"{left} of {len(shots)} shots left out" in out.getvalue()
+    coarse = {shot.key for shot in shots if shot.level == 0}
+    assert folder.open(known_meta(tiny_model)) <= coarse
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.5, 2000.0), st.floats(0.01, 0.3))
+def test_a_plan_fits_its_budget_and_more_time_means_more_shots(seconds: float, repeat: float) -> None:
+    shots = operator_shots(CONFIG, LIMITS)
+    plan = plan_shots(shots, seconds, CEILINGS, repeat)
+    assert sum(estimate(shot, CEILINGS, repeat) for shot in plan) <= seconds
+    assert len({shot.key for shot in plan}) == len(plan)
+    richer = plan_shots(shots, 4 * seconds, CEILINGS, repeat)
+    assert len(richer) >= len(plan)
+
+
+def test_products_are_measured_on_both_sides_of_tile_edges() -> None:
+    tokens = {shot["m"] for shot in operator_shots(CONFIG, LIMITS) if shot.table == "gemm"}
+    assert {16, 17, 32, 33, 64, 65, 128, 129, 256, 257} <= tokens
+
+
+def test_skewed_batches_have_the_sum_of_even_ones() -> None:
+    lens = [shot["kv_lens"] for shot in operator_shots(CONFIG, LIMITS) if shot.table == "attn_decode"]
+    batches = [[int(part) for part in text.split(";")] for text in lens]
+    even = {(len(batch), sum(batch)) for batch in batches if min(batch) == max(batch)}
+    skewed = [batch for batch in batches if max(batch) > 2 * min(batch)]
+    near = [any(n == len(batch) and 0 <= s - sum(batch) < n for n, s in even) for batch in skewed]
+    assert len(skewed) > 5 and all(near)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("8m", 480), ("1.5h", 5400), ("30", 30)])
+def test_budgets(text: str, seconds: float) -> None:
+    assert read_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "8 minutes", "-3s", "0m", "m"])
+def test_bad_budgets(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be a time above 0"):
+        read_budget(text)
+
+
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pandas", "pydantic", "scipy", "yaml", "simpy", "typer", "rich", "plotly", "fastapi"}:
+            raise ImportError(f"{name} is not on a bare machine")
+sys.meta_path.insert(0, Missing())
+from calibrate.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_bare_machine_measures(tmp_path: Path, tiny_model: Path) -> None:
+    """numpy and torch alone: the real kernels, a few seconds, tables that the fit reads."""
+    limits = [
+        "--max-num-seqs",
+        "4",
+        "--max-num-batched-tokens",
+        "32",
+        "--max-model-len",
+        "64",
+        "--repeat",
+        "0.001",
+    ]
+    command = [
+        "measure",
+        "--device",
+        "cpu",
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(tmp_path),
+        "--budget",
+        "60s",
+        "--rounds",
+        "1",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", BARE, *command, *limits, "--num-gpu-blocks", "64"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    frames = read_folder(tmp_path)
+    assert {"gemm", "prefill_attention", "elementwise"} <= set(frames)
+    assert all((frame["seconds"] > 0).all() for frame in frames.values())
+    steps = RawFolder(tmp_path).steps()
+    assert steps and all(step["seconds"] > 0 for step in steps)

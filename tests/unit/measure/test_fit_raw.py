@@ -1,0 +1,79 @@
+"""A machine whose laws are known is measured by its own clock and fitted: the fit must find those laws again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrate.fit.raw import RawFit, fit_raw
+from calibrate.tables import read_folder
+from hwprofiles import load_profile
+from simulator.errors import InputError
+from simulator.steptime.laws import LawSet
+
+from .conftest import BANDWIDTH, HOST, KNOWN, known_profile
+
+WITHIN = 0.01
+
+
+@pytest.fixture(scope="module")
+def fitted(known_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> RawFit:
+    return fit_raw(known_raw, tmp_path_factory.mktemp("profile") / "my-machine.yaml")
+
+
+@pytest.mark.parametrize("family", ["elementwise", "kv_write", "sampling"])
+def test_streams_have_their_launch_and_bandwidth(fitted: RawFit, family: str) -> None:
+    dtype, _, known = KNOWN[family]
+    law = fitted.profile.law(family, dtype)
+    assert law is not None
+    assert law.coefficients["t0"] == pytest.approx(known["t0"], rel=WITHIN)
+    reached = law.coefficients["eb"] * fitted.profile.memory_bandwidth
+    assert reached == pytest.approx(known["eb"] * BANDWIDTH, rel=WITHIN)
+
+
+def test_decode_has_its_coefficients(fitted: RawFit) -> None:
+    law, known = fitted.profile.law("decode_attention", "bf16"), KNOWN["decode_attention"][2]
+    assert law is not None
+    for name in ("t0", "unit", "p"):
+        assert law.coefficients[name] == pytest.approx(known[name], rel=WITHIN), name
+
+
+def test_host_has_its_coefficients(fitted: RawFit) -> None:
+    for name, value in HOST.items():
+        assert getattr(fitted.profile.host, name) == pytest.approx(value, rel=WITHIN), name
+
+
+def test_every_shot_is_predicted(fitted: RawFit, known_raw: Path) -> None:
+    """Tile efficiencies trade against each other, so what counts is the time."""
+    from calibrate.fit.families import predict_rows
+
+    laws, truth = LawSet.from_profile(load_profile(fitted.path)), LawSet.from_profile(known_profile())
+    for family, frame in read_folder(known_raw).items():
+        dtype = KNOWN[family][0]
+        ours = predict_rows(laws.bound(family, dtype), family, frame)
+        theirs = predict_rows(truth.bound(family, dtype), family, frame)
+        assert np.median(np.abs(ours / theirs - 1)) < WITHIN, family
+        assert np.quantile(np.abs(ours / theirs - 1), 0.95) < 2 * WITHIN, family
+
+
+def test_profile_says_what_it_rests_on(fitted: RawFit) -> None:
+    profile = load_profile(fitted.path)
+    assert profile.name == "my-machine"
+    assert profile.raw_data_digest and len(profile.raw_data_digest) == 64
+    assert profile.measured_on == "CPU known, 2026-01-01"
+    assert profile.software["python"] == "3"
+    measured = [law for law in profile.laws if law.source.kind == "measured"]
+    assert {law.family for law in measured} == set(KNOWN)
+    for law in measured:
+        assert law.held_out is not None and law.range, law.key
+    assert fitted.steps is not None and fitted.steps.mean_ape < WITHIN
+    assert "whole steps held out" in (profile.validation or "")
+
+
+def test_needs_samples_and_a_yaml_name(tmp_path: Path, known_raw: Path) -> None:
+    with pytest.raises(InputError, match=r"meta\.json: cannot be read"):
+        fit_raw(tmp_path, tmp_path / "x.yaml")
+    with pytest.raises(InputError, match=r"must end in \.yaml"):
+        fit_raw(known_raw, tmp_path / "x.json")
