@@ -1,21 +1,22 @@
 """The steady state of a replica in closed form: batch, step time, utilisation, stability limit, mean TTFT and TPOT.
 
-A replica with continuous batching is a server that works in rounds. A round decodes the b running requests, T_d(b) seconds,
-and prefills the prompts that arrived during the round before, x more seconds for each, so the mean round lasts
+A replica with continuous batching is a server that works in rounds. A round decodes the b running requests, T_d(b)
+seconds, and prefills the prompts that arrived during the round before, x more seconds for each, so the mean round
+lasts
 
     S = T_d(b) / (1 − λ x)            λ requests/s, x = T(b, prompt) − T_d(b)
     b = λ (o − 1) S                   Little's law for the decoding requests, o output tokens (o rounds with
                                       asynchronous scheduling, which notices an end one round late)
 
-which is a fixed point in b. Each of a request's tokens takes one round: TPOT = S, at b + 1 (an arrival sees the others as
-time does, and itself; Palm). At batch B the replica completes λ(B) = B / ((o − 1) T_d(B) + B x(B)); the stability limit
-is λ(B) at the largest batch that the KV cache and ``max_num_seqs`` allow.
+which is a fixed point in b. Each of a request's tokens takes one round: TPOT = S, at b + 1 (an arrival sees the
+others as time does, and itself; Palm). At batch B the replica completes λ(B) = B / ((o − 1) T_d(B) + B x(B)); the
+stability limit is λ(B) at the largest batch that the KV cache and ``max_num_seqs`` allow.
 
 Rounds vary because arrivals do. With Poisson arrivals N of rate λ in a round, S' = T_d + Σ X_i gives the variance
-λ S E[X²] / (1 − (λ x)²) (a gated queue; Takagi 1986, Analysis of Polling Systems). A request waits for the rest of the round
-it falls into, E[S²]/2S, then for the round that prefills it: T_d, the prompts that came in the same round, λ x E[S²]/S, and
-its own. Asynchronous scheduling decides a round while the one before still runs, so that a request waits one more. A prompt
-longer than the token budget takes further rounds.
+λ S E[X²] / (1 − (λ x)²) (a gated queue; Takagi 1986, Analysis of Polling Systems). A request waits for the rest of
+the round it falls into, E[S²]/2S, then for the round that prefills it: T_d, the prompts that came in the same
+round, λ x E[S²]/S, and its own. Asynchronous scheduling decides a round while the one before still runs, so that a
+request waits one more. A prompt longer than the token budget takes further rounds.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class SteadyState:
         return max(self._rate(float(batch)) for batch in batches)
 
     def capacity_bound(self, tpot_s: float = math.inf) -> float:
-        """Requests/s that no steady stream exceeds while a mean round lasts at most *tpot_s*; 0 where none is so short."""
+        """Requests/s that no steady stream exceeds while a mean round lasts at most *tpot_s*; 0 where none is so
+        short."""
         best = 0.0
         for batch in np.unique(np.rint(np.geomspace(1, self.max_batch, 48))):
             best = max(best, self._rate(float(batch)))
@@ -218,7 +220,8 @@ class SteadyState:
 
     @cached_property
     def utilisation(self) -> dict[str, float]:
-        """Share of the time or room in use: ``compute`` at peak FLOP/s, ``bandwidth`` at full rate, ``kv``, ``busy``."""
+        """Share of the time or room in use: ``compute`` at peak FLOP/s, ``bandwidth`` at full rate, ``kv``,
+        ``busy``."""
         rate, decoding = self.traffic.request_rate, max(round(self.batch), 1)
         rounds = (1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
         decode = step_work(self.resolved.steptime, decoding, round(decoding * self.traffic.context))
@@ -242,7 +245,8 @@ class SteadyState:
         return step_shares(self.resolved, self.batch, self.traffic.context, self._prefill_per_round)
 
     def cost_per_million(self, usd_per_gpu_hour: float) -> dict[str, float]:
-        """$ per million input, output and all tokens of one replica; the time of a round is split by what prefill adds."""
+        """$ per million input, output and all tokens of one replica; the time of a round is split by what prefill
+        adds."""
         per_second = usd_per_gpu_hour * self.resolved.parallelism.num_gpus / 3600  # s per h
         rate = min(self.traffic.request_rate, self.stability_limit)
         share = min(self._prefill_load(self.batch), 1.0)

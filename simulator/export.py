@@ -1,7 +1,7 @@
 """A deployment as something to start: the arguments of ``vllm serve``, and a Kubernetes manifest.
 
-Only systems whose options are vLLM's can be exported. Nothing is guessed: a limit that the deployment leaves open is left
-to the server, which chooses its own default for the device as the simulation assumed.
+Only systems whose options are vLLM's can be exported. Nothing is guessed: a limit that the deployment leaves open
+is left to the server, which chooses its own default for the device as the simulation assumed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _formats(deployment: Deployment) -> list[str]:
         found += ["--quantization", QUANTISED[deployment.dtype]]
     elif deployment.dtype is not None:
         raise ConfigurationError(
-            f"dtype {deployment.dtype}: vLLM cannot make it while loading; name a checkpoint that has it with --model-id"
+            f"dtype {deployment.dtype}: vLLM cannot make it while loading; it needs a checkpoint that has it"
         )
     if deployment.kv_cache_dtype is not None:
         plain = deployment.kv_cache_dtype

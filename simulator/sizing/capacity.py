@@ -1,8 +1,8 @@
 """The capacity of a replica: the highest request rate at which the SLO holds, found by bisection.
 
-Every probe replays the same requests, stretched, so that nothing but the rate differs (common random numbers). The part of
-the trace is what one replica of the expected number would get behind a round-robin router. Where the queue starts to grow
-without end (`detect_overload`) is the saturation point; the SLO usually gives way before it.
+Every probe replays the same requests, stretched, so that nothing but the rate differs (common random numbers). The
+part of the trace is what one replica of the expected number would get behind a round-robin router. Where the queue
+starts to grow without end (`detect_overload`) is the saturation point; the SLO usually gives way before it.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _request(search: Search) -> dict[str, Any]:
 def _paretos(result: SearchResult) -> dict[str, Any]:
     """Cost against the tightest objective; tokens/s/GPU against tokens/s/user over all probes that keep up."""
     plans = [plan for plan in result.ranking if plan.run is not None]
-    points = [
+    points: list[dict[str, Any]] = [
         {
             "name": plan.candidate.name,
             "replicas": plan.replicas,
@@ -136,7 +136,7 @@ def _paretos(result: SearchResult) -> dict[str, Any]:
         for plan in plans
         if plan.run is not None
     ]
-    speeds = [
+    speeds: list[dict[str, Any]] = [
         {
             "name": plan.candidate.name,
             "tokens_per_s_per_gpu": one.output_tokens_per_s / plan.candidate.num_gpus,
@@ -148,10 +148,8 @@ def _paretos(result: SearchResult) -> dict[str, Any]:
         for one in plan.capacity.probes
         if not one.overloaded and one.tpot_s > 0
     ]
-    front = pareto_front(
-        speeds, lambda p: -float(p["tokens_per_s_per_gpu"]), lambda p: float(p["tokens_per_s_per_user"])
-    )
-    cheap = pareto_front(points, lambda p: float(p["usd_per_hour"]), lambda p: -float(p["worst_ratio"]))
+    front = pareto_front(speeds, lambda p: -p["tokens_per_s_per_gpu"], lambda p: p["tokens_per_s_per_user"])
+    cheap = pareto_front(points, lambda p: p["usd_per_hour"], lambda p: -p["worst_ratio"])
     return {
         "cost_latency": points,
         "cost_latency_front": cheap,

@@ -8,6 +8,7 @@ Every interval starts empty; what the interval before left unfinished is not car
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import ConfigurationError
+from simulator.sizing.candidates import SearchSpace
 from simulator.sizing.capacity import probe
 from simulator.sizing.plan import Plan
 from simulator.sizing.pool import SerialExecutor
 from simulator.sizing.prices import Prices
-from simulator.sizing.search import Search, SearchSpace
+from simulator.sizing.search import Search
 from simulator.sizing.slo import Slo
 from simulator.sizing.traffic import check_open
 from simulator.workload import Trace
@@ -175,7 +177,7 @@ def _bounds(trace: Trace, interval: float) -> list[tuple[int, int]]:
     count = max(math.ceil(trace.duration / interval), 1)
     edges = np.searchsorted(trace.arrival_time, interval * np.arange(count + 1)).tolist()
     edges[-1] = len(trace)
-    return list(zip(edges[:-1], edges[1:]))
+    return list(itertools.pairwise(edges))
 
 
 def _within(trace: Trace, bounds: tuple[int, int], start: float) -> Trace:

@@ -1,4 +1,5 @@
-"""The report of a sizing: the recommendation first, then the evidence; one HTML file that opens offline, or Markdown."""
+"""The report of a sizing: the recommendation first, then the evidence; one HTML file that opens offline, or
+Markdown."""
 
 from __future__ import annotations
 
@@ -103,8 +104,8 @@ def _list(lines: Sequence[str]) -> str:
 def _subtitle(found: Mapping[str, Any]) -> str:
     asked = found["request"]
     return (
-        f"{asked['requests']:,} requests, {asked['mean_input_length']:.0f} + {asked['mean_output_length']:.0f} tokens on "
-        f"average; {', '.join(asked['slo'])} ({asked['slo_source']})"
+        f"{asked['requests']:,} requests, {asked['mean_input_length']:.0f} + {asked['mean_output_length']:.0f} "
+        f"tokens on average; {', '.join(asked['slo'])} ({asked['slo_source']})"
     )
 
 

@@ -6,7 +6,8 @@
    found by bisection.
 3. The best plans of each GPU type are run with all their replicas on the whole trace, and the number of replicas is
    corrected to what that shows.
-4. The cheapest is confirmed on fresh traffic, longer than the trace; it gets another replica until the SLO holds with the
+4. The cheapest is confirmed on fresh traffic, longer than the trace; it gets another replica until the SLO holds
+with the
    stated confidence, or gives way to the next that is cheaper by then.
 
 Work is handed out in rounds of a fixed size, so that the answer does not depend on the number of workers.
@@ -89,8 +90,8 @@ class Search:
         plans, hopeless = self._capacities(pool, candidates, skipped, exhaustive, progress)
         if not plans:
             raise CapacityError(self._nearest(hopeless, skipped))
-        ranking = self._corrected(pool, sorted(plans, key=lambda plan: plan.order), progress)
-        best, others = self._confirmed(pool, ranking, progress)
+        ranking = self._corrected(pool, sorted(plans, key=lambda plan: plan.order), skipped, progress)
+        best, others = self._confirmed(pool, ranking, skipped, progress)
         return SearchResult(self, best, [best, *sorted(others, key=lambda plan: plan.order)], skipped)
 
     def _screened(self, pool: Executor, traffic: Traffic) -> tuple[list[Candidate], list[Skipped]]:
@@ -164,24 +165,27 @@ class Search:
             )
         return Plan(candidate, capacity, self.request_rate, replicas)
 
-    def _corrected(self, pool: Executor, plans: list[Plan], progress: Callable[[str], None]) -> list[Plan]:
+    def _corrected(
+        self, pool: Executor, plans: list[Plan], skipped: list[Skipped], progress: Callable[[str], None]
+    ) -> list[Plan]:
         """The best of each GPU type and the cheapest few with the number of replicas that the whole trace shows."""
         leaders = {plan.candidate.deployment.gpu: plan for plan in reversed(plans)}
         chosen = [plan for i, plan in enumerate(plans) if i < CORRECTED or plan in leaders.values()]
         progress(f"{len(chosen)} plans on the whole trace")
         futures = [pool.submit(correct, self.trace, plan, self.slo) for plan in chosen]
-        corrected = [future.result() for future in futures]
-        return sorted(
-            [*corrected, *(plan for plan in plans if plan not in chosen)], key=lambda plan: plan.order
-        )
+        found = [future.result() for future in futures]
+        skipped += [one for one in found if isinstance(one, Skipped)]
+        corrected = [one for one in found if isinstance(one, Plan)]
+        rest = [plan for plan in plans if plan not in chosen]
+        return sorted([*corrected, *rest], key=lambda plan: plan.order)
 
     def _confirmed(
-        self, pool: Executor, plans: Sequence[Plan], progress: Callable[[str], None]
+        self, pool: Executor, plans: Sequence[Plan], skipped: list[Skipped], progress: Callable[[str], None]
     ) -> tuple[Plan, list[Plan]]:
-        """The cheapest plan that holds on fresh traffic, and the others, with the replicas that they were found to need."""
+        """The cheapest plan that holds on fresh traffic, and the others, with the replicas they need."""
         heap = [(plan.order, i, plan) for i, plan in enumerate(plans)]
         heapq.heapify(heap)
-        while True:
+        while heap:
             _, i, plan = heapq.heappop(heap)
             if plan.usd_per_hour > self.max_cost:
                 raise CapacityError(
@@ -189,7 +193,11 @@ class Search:
                     f"({plan.candidate.name}) for ${plan.usd_per_hour:.2f}/h"
                 )
             if plan.run is None:
-                plan = correct(self.trace, plan, self.slo)
+                corrected = correct(self.trace, plan, self.slo)
+                if isinstance(corrected, Skipped):
+                    skipped.append(corrected)
+                    continue
+                plan = corrected
                 if heap and heap[0][0] < plan.order:
                     heapq.heappush(heap, (plan.order, i, plan))
                     continue
@@ -201,6 +209,7 @@ class Search:
             heapq.heappush(
                 heap, (more.order, i, replace(more, run=probe(self.trace, more.deployment, self.slo)))
             )
+        raise CapacityError(f"no plan: {skipped[-1].name}: {skipped[-1].why}")
 
     def _nearest(self, hopeless: list[tuple[Candidate, Probe]], skipped: list[Skipped]) -> str:
         """Which objective is out of reach, by how much, and what comes nearest."""
@@ -239,24 +248,22 @@ def evaluate(
     return find_capacity(trace, candidate.deployment, slo, replicas=replicas, requests=requests)
 
 
-def correct(trace: Trace, plan: Plan, slo: Slo) -> Plan:
+def correct(trace: Trace, plan: Plan, slo: Slo) -> Plan | Skipped:
     """*plan* with the fewest replicas that meet the SLO on the whole *trace*."""
-    run = probe(trace, plan.deployment, slo)
-    if run.met:
-        while plan.replicas > 1:
-            fewer = plan.with_replicas(plan.replicas - 1)
-            less = probe(trace, fewer.deployment, slo)
-            if not less.met:
-                break
-            plan, run = fewer, less
-        return replace(plan, run=run)
+    guess, run = plan.replicas, probe(trace, plan.deployment, slo)
     while not run.met:
         if plan.replicas >= 2 * plan.request_rate / plan.capacity.request_rate + 2:
-            raise CapacityError(
-                f"{plan.candidate.name}: {plan.replicas} replicas do not do: {_misses(run.worst)}"
+            return Skipped(
+                plan.candidate.name, "simulation", f"{plan.replicas} replicas do not do: {_misses(run.worst)}"
             )
         plan = plan.with_replicas(plan.replicas + 1)
         run = probe(trace, plan.deployment, slo)
+    while 1 < plan.replicas <= guess:
+        fewer = plan.with_replicas(plan.replicas - 1)
+        less = probe(trace, fewer.deployment, slo)
+        if not less.met:
+            break
+        plan, run = fewer, less
     return replace(plan, run=run)
 
 

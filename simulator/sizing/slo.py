@@ -1,8 +1,9 @@
 """Service level objectives: what must hold, how well a run holds it, and what the literature asks for.
 
 An objective is written METRIC:STATISTIC:MILLISECONDS, ``ttft:p99:2000`` or ``tpot:mean:50``; or, where a share of the
-requests must meet several limits at once (DistServe's attainment), ``attainment:90:ttft=250,tpot=100``. A request that was
-rejected, lost or never finished counts as infinitely late in every metric, so turning requests away never helps.
+requests must meet several limits at once (DistServe's attainment), ``attainment:90:ttft=250,tpot=100``. A request
+that was rejected, lost or never finished counts as infinitely late in every metric, so turning requests away never
+helps.
 """
 
 from __future__ import annotations
@@ -160,14 +161,14 @@ def latencies(records: Records, metric: str) -> Floats:
     """
     start, first, end = records.arrival_time, records.first_token_time, records.finish_time
     output = records.output_length
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = {
-            "ttft": lambda: first - start,
-            "tpot": lambda: np.where(output > 1, (end - first) / np.maximum(output - 1, 1), np.nan),
-            "e2el": lambda: end - start,
-            "queue_time": lambda: records.first_scheduled_time - start,
-            "normalized_latency": lambda: (end - start) / np.maximum(output, 1),
-        }[metric]()
+    decoded = np.where(output > 1, (end - first) / np.maximum(output - 1, 1), np.nan)
+    values = {
+        "ttft": first - start,
+        "tpot": decoded,
+        "e2el": end - start,
+        "queue_time": records.first_scheduled_time - start,
+        "normalized_latency": (end - start) / np.maximum(output, 1),
+    }[metric]
     seconds = np.where(records.status == FINISHED, values, math.inf)
     return np.asarray(seconds[~np.isnan(seconds)] if metric == "tpot" else seconds, np.float64)
 

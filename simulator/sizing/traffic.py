@@ -1,8 +1,9 @@
 """Traffic for sizing: one replica's part of a trace, the same trace at another rate, and fresh traffic like it.
 
 Round-robin gives replica k of n the requests k, k + n, k + 2n, …, so m replicas on the requests i with i mod n < m see
-exactly what m of the n would. Fresh traffic is a moving-block bootstrap (Künsch 1989): blocks of neighbouring requests are
-drawn with their gaps and lengths, which keeps bursts, drift within a block, and the dependence between both.
+exactly what m of the n would. Fresh traffic is a moving-block bootstrap (Künsch 1989): blocks of neighbouring
+requests are drawn with their gaps and lengths, which keeps bursts, drift within a block, and the dependence
+between both.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def part_of(trace: Trace, replicas: int, requests: int) -> tuple[Trace, int]:
 def resampled(trace: Trace, seed: int, requests: int | None = None) -> Trace:
     """*requests* (default: as many) like those of *trace*, at its mean rate.
 
-    A trace whose prompts share content is only started elsewhere (and wrapped around): copies of a prompt would be cache
-    hits that the real traffic has not.
+    A trace whose prompts share content is only started elsewhere (and wrapped around): copies of a prompt would be
+    cache hits that the real traffic has not.
     """
     rng, n = np.random.default_rng(seed), len(trace)
     if len(trace.content_ids):

@@ -52,7 +52,8 @@ def _binding(found: dict[str, Any]) -> str:
         else "saturation lies above every probe"
     )
     return (
-        f"Bound by {b['resource']} ({b['meaning']}); time of a step at capacity: {shares}; KV cache {b['kv_usage']:.0%} full. "
+        f"Bound by {b['resource']} ({b['meaning']}); time of a step at capacity: {shares}; "
+        f"KV cache {b['kv_usage']:.0%} full. "
         f"A replica takes {b['capacity']:.2f} requests/s before {b['objective']} gives way; {saturation}."
     )
 

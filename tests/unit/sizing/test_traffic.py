@@ -56,7 +56,8 @@ def test_neighbours_stay_neighbours() -> None:
 
 def test_shared_prompts_are_not_copied() -> None:
     trace = generate_trace(
-        500, request_rate=5, input_length=Lengths.parse("uniform:low=50,high=90"), output_length=Lengths.parse("uniform:low=5,high=9"),
+        500, request_rate=5, input_length=Lengths.parse("uniform:low=50,high=90"),
+        output_length=Lengths.parse("uniform:low=5,high=9"),
         num_prefixes=3, prefix_length=Lengths.parse("uniform:low=20,high=30"), seed=1,
     )  # fmt: skip
     fresh = resampled(trace, 3, 5000)
