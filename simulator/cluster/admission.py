@@ -7,7 +7,7 @@ requests that are in the system or wait in it, a token bucket (``rate`` requests
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,8 @@ class AdmissionSpec(BaseModel):
     """Requests in the system."""
     max_queue: int | None = Field(default=None, ge=1)
     """Requests that wait, at the router or in a replica; one more is turned away."""
+    max_queue_by_class: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """The same for requests of an SLO class: what can wait is shed before what cannot."""
     max_wait: float | None = Field(default=None, gt=0)
     """s in the router's queue."""
     rate: float | None = Field(default=None, gt=0)
@@ -42,13 +44,16 @@ class Admission:
         self.spec = spec
         self._buckets: dict[str | None, tuple[float, float]] = {}
 
-    def refuse(self, fleet: Fleet, tenant: str | None, now: float) -> str | None:
-        """Why a request of *tenant* is turned away at *now*; None: it is let in."""
+    def refuse(self, fleet: Fleet, tenant: str | None, slo_class: str | None, now: float) -> str | None:
+        """Why a request of *tenant* and *slo_class* is turned away at *now*; None: it is let in."""
         spec = self.spec
         if spec.max_outstanding is not None and fleet.num_inside >= spec.max_outstanding:
             return f"overload: {spec.max_outstanding} requests in the system (max_outstanding)"
         if spec.max_queue is not None and fleet.num_waiting >= spec.max_queue:
             return f"overload: {spec.max_queue} requests wait (max_queue)"
+        limit = spec.max_queue_by_class.get(slo_class or "")
+        if limit is not None and fleet.num_waiting >= limit:
+            return f"overload: {limit} requests wait (max_queue_by_class {slo_class})"
         if spec.rate is not None and not self._take(tenant if spec.per_tenant else None, now):
             return f"rate limit: {spec.rate:g} requests/s, bursts of {spec.burst:g}"
         return None

@@ -78,6 +78,7 @@ class Fleet(Roster):
         self.handover = Handover(env, link, self._arrived) if link is not None else None
         self._models: list[str | None] = list(iter(trace.model))
         self._tenants: list[str | None] = list(iter(trace.tenant))
+        self._classes: list[str | None] = list(iter(trace.slo_class))
         self._source = arrivals(trace, max_tokens)
         self._admission = Admission(admission) if admission is not None else None
         self._routers = {
@@ -128,20 +129,24 @@ class Fleet(Roster):
             self._sleeping = False
 
     def _arrive(self, request: Request) -> None:
-        i, now, records = request.index, self.env.now, self.records
+        i, records = request.index, self.records
         records.arrival_time[i] = request.arrival_time
         records.input_length[i] = request.prompt_length
         lane = self._lane("serve", i)
         if not lane.pools:
             reason: str | None = f"no pool serves model {self._models[i]}"
         else:
-            reason = self._admission.refuse(self, self._tenants[i], now) if self._admission else None
+            reason = self._refuse(i) if self._admission is not None else None
         self.injected += 1
         records.status[i] = WAITING
         if reason is not None:
             self._leave(i, REJECTED, reason)
         else:
             self._send(request, lane)
+
+    def _refuse(self, index: int) -> str | None:
+        assert self._admission is not None
+        return self._admission.refuse(self, self._tenants[index], self._classes[index], self.env.now)
 
     def _lane(self, stage: str, index: int) -> Lane:
         code = int(self.trace.model.codes[index])

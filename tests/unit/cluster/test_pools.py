@@ -237,7 +237,20 @@ def test_queues_are_bounded_where_they_are_told_to(run_fleet: Any, make_pool: An
     assert records.count(FINISHED) == 7
     _, records = run_fleet(trace, [pool], router="central-queue", admission=AdmissionSpec(max_wait=0.5))
     left = records.status == REJECTED
+    assert records.count(FINISHED) > 0 < records.count(REJECTED)
     np.testing.assert_allclose(records.finish_time[left] - records.arrival_time[left], 0.5)
+
+
+def test_what_can_wait_is_shed_first(run_fleet: Any, make_pool: Any) -> None:
+    n = 40
+    trace = Trace.from_columns(0.01 * np.arange(n), [8] * n, [30] * n, slo_class=["chat", "batch"] * (n // 2))
+    pool = make_pool(replicas=1, steptime=Constant())
+    _, records = run_fleet(trace, [pool], admission=AdmissionSpec(max_queue_by_class={"batch": 3}))
+    assert np.all(records.status[0::2] == FINISHED)
+    assert records.reason_counts(REJECTED) == {
+        "overload: 3 requests wait (max_queue_by_class batch)": records.count(REJECTED)
+    }
+    assert 0 < records.count(REJECTED) < n // 2
 
 
 def test_attainment_counts_those_who_got_nothing(run_fleet: Any, make_pool: Any) -> None:
