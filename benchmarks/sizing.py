@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/sizing.py [plan] [exhaustive] [capacity] [day] [--workers 2]
 
-plan        50 requests/s of Llama 3.1 70B, P99 TTFT 2,000 ms and P99 TPOT 200 ms, five GPU types; confirmed on fresh traffic
+plan        50 requests/s of Llama 3.1 70B, P99 TTFT 2,000 ms and P99 TPOT 200 ms, five GPU types
 exhaustive  the same on a reduced space, pruned and by exhaustion: the same winner
 capacity    the capacity of a replica by bisection, against a grid of 1 %
-day         500,000 requests with Azure's lengths over 24 h, λ(t) = 5.79 (1 + 0.6 cos(2π (t − 15 h) / 24 h)) per s in hourly
-            steps (lowest at 3 h, highest at 15 h, 4 to 1), every 15 minutes
+day         500,000 requests with Azure's lengths over 24 h, every 15 minutes; hourly steps of the rate
+            5.79 (1 + 0.6 cos(2π (t − 15 h) / 24 h)) per s, lowest at 3 h and highest at 15 h, 4 to 1
 
 The trace is ``../shared/data/traces`` (see that folder for its source). Times are of this machine, wall and CPU.
 """
@@ -54,9 +54,8 @@ def exhaustive(workers: int) -> None:
         results = [search.run(pool, exhaustive=whole) for whole in (False, True)]
     for name, result in zip(("pruned", "exhaustive"), results):
         best = result.best
-        print(
-            f"{name}: {best.replicas} x ({best.candidate.name}) for ${best.usd_per_hour:.2f}/h, {len(result.ranking)} plans"
-        )
+        cost, plans = f"${best.usd_per_hour:.2f}/h", len(result.ranking)
+        print(f"{name}: {best.replicas} x ({best.candidate.name}) for {cost}, {plans} plans")
     assert results[0].best.candidate == results[1].best.candidate
 
 
