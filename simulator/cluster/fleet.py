@@ -134,7 +134,9 @@ class Fleet(Roster):
         records.input_length[i] = request.prompt_length
         lane = self._lane("serve", i)
         if not lane.pools:
-            reason: str | None = f"no pool serves model {self._models[i]}"
+            name = self._models[i]
+            unnamed = "the request names no model, and the pools hold several"
+            reason: str | None = unnamed if name is None else f"no pool serves model {name}"
         else:
             reason = self._refuse(i) if self._admission is not None else None
         self.injected += 1

@@ -165,6 +165,9 @@ def test_models_go_to_their_pools_and_unknown_ones_nowhere(trace: Trace) -> None
         result.records.replica[0::4].tolist()
     ) == {0}
     assert {row.name for row in result.classes} == {"all", *names}
+    assert simulate(trace, ClusterSpec.of(pools=pools)).rejections == {
+        "the request names no model, and the pools hold several": 200
+    }
     # one model for all: the trace's own names do not matter
     assert simulate(named, one()).records.count(FINISHED) == 200
 
