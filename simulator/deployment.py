@@ -317,11 +317,14 @@ class Resolved:
         """What the numbers rest on, one line each."""
         traits = self.steptime.traits
         blocks = "stated" if self.deployment.num_gpu_blocks else f"rule {self.budget.rule.source}"
+        steps = self.steptime
+        offload = [f"weights: {steps.offload.source}"] if isinstance(steps, OffloadedStepTime) else []
         return [
             f"profile {self.profile.name}: {self.profile.provenance}",
             f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
             f"host costs: {traits.status}; {traits.source}",
             f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",
+            *offload,
         ]
 
 

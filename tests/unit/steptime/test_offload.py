@@ -104,3 +104,11 @@ def test_impossible_options_are_named() -> None:
             resolve(system, **options)
     with pytest.raises(ConfigurationError, match="modelled for one GPU, not for 2"):
         Deployment.of(gpu="h100", system="airllm", tensor_parallel_size=2).resolve()
+
+
+def test_where_the_weights_are_is_part_of_what_the_numbers_rest_on() -> None:
+    assert (
+        "weights: 16 of 32 layers on the GPU, the others one after the other on the CPU"
+        in resolve("llama.cpp", n_gpu_layers=16).provenance
+    )
+    assert not [line for line in resolve("llama.cpp").provenance if line.startswith("weights")]
