@@ -84,12 +84,14 @@ class Span:
 class Hit:
     """What a prompt finds in the cache: *blocks* leading blocks, of which *free* would leave the free queue."""
 
-    __slots__ = ("blocks", "free", "parts")
+    __slots__ = ("blocks", "free", "node", "parts")
 
     def __init__(self) -> None:
         self.blocks = 0
         self.free = 0
         self.parts: list[tuple[Span, int, int]] = []
+        self.node: Node | None = None
+        """Where the search ended: a longer match must add to this node or below it. None: there is none."""
 
 
 MISS = Hit()
@@ -132,6 +134,9 @@ class BlockManager:
         """References to held blocks beyond the first: blocks saved by sharing."""
         self.tables: dict[Request, list[int]] = {}
         """Physical block ids by request, where they are tracked."""
+        self._watched: Node | None = None
+        self.stirred = False
+        """Whether what was last given to `watch` may have grown since."""
 
     # free blocks
 
@@ -178,6 +183,8 @@ class BlockManager:
     def _forget(self, span: Span, node: Node) -> None:
         node.spans.remove(span)
         while node.parent is not None and not node.spans and not node.children:
+            if node is self._watched:
+                self.stirred = True  # its content may come back in another node
             parent = node.parent
             if parent.children.get(node.key) is not node:
                 return
@@ -195,13 +202,22 @@ class BlockManager:
         for content_id, tokens in request.content:
             child = node.children.get((position, content_id))
             position += tokens
-            if child is None or not self._match_node(child, min(position // self.block_size, limit), hit):
+            if child is None:
+                hit.node = node
+                return hit
+            if not self._match_node(child, min(position // self.block_size, limit), hit):
+                hit.node = child
                 return hit
             node = child
+        hit.node = node
         own = request.own_node
         if own is not None and own.parent is node:
             self._match_node(own, limit, hit)
         return hit
+
+    def watch(self, hit: Hit) -> None:
+        """Set `stirred` as soon as the prompt of *hit* may find more blocks than it did."""
+        self._watched, self.stirred = hit.node, False
 
     def _match_node(self, node: Node, stop: int, hit: Hit) -> bool:
         block = hit.blocks
@@ -298,6 +314,8 @@ class BlockManager:
         return own
 
     def _add_span(self, request: Request, node: Node, lo: int, hi: int) -> None:
+        if node is self._watched or node.parent is self._watched:
+            self.stirred = True
         ids = None if self._free_ids is None else self.tables[request][lo:hi]
         if request.held:
             span, a, x = request.held[-1]

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from simulator.errors import CapacityError, ConfigurationError
-from simulator.scheduling.base import Batch, Scheduler
+from simulator.scheduling.base import Batch, DecodeBatch, Scheduler
 from simulator.scheduling.blocks import BlockManager, Hit
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
@@ -122,6 +122,9 @@ class VllmV1(Scheduler):
         self._last_decoder = -1  # highest admission order that ever joined the decoding set
         self._num_admitted = 0
         self._limits: list[tuple[int, int, Request]] = []  # where `max_tokens` ends a sequence, for depth 2
+        # the head of the queue that found no room, and the least number of blocks that it needs
+        self._blocked: Request | None = None
+        self._blocked_need = 0
 
     # arrivals
 
@@ -151,10 +154,14 @@ class VllmV1(Scheduler):
     def schedule(self, now: float) -> Batch | None:
         if not self.running and not self._line:
             return None
-        batch = Batch()
         decoding = self.decoding
         if self._limits and self._limits[0][0] <= decoding.iteration:
             self._drain_limits()
+        if not self._prefilling and (not self._line or self._still_blocked()) and not self.explicit:
+            decoding_only = self._decode_only()
+            if decoding_only is not None:
+                return decoding_only
+        batch = Batch()
         budget = None if self.explicit else self._run_counted(batch)
         if budget is None:
             budget = self._run_in_order(batch)
@@ -183,6 +190,19 @@ class VllmV1(Scheduler):
         return min(wanted, budget)
 
     # running: the short cut
+
+    def _decode_only(self) -> DecodeBatch | None:
+        """One token for everybody, where nobody prefills or can be admitted. None: there is no room for it."""
+        decoding, blocks = self.decoding, self.blocks
+        decodes, iteration = decoding.count, decoding.iteration
+        need = decoding.phases[iteration % self.block_size]
+        if not decodes or need > blocks.num_free or decodes > self.max_num_batched_tokens:
+            return None
+        if need:
+            blocks.take(need)
+        decoding.iteration = iteration = iteration + 1
+        decoding.computed = computed = decoding.computed + decodes
+        return DecodeBatch(decodes, computed, iteration)
 
     def _run_counted(self, batch: Batch) -> int | None:
         """Give every running request its tokens by counting; the budget left. None: somebody's turn matters."""
@@ -320,6 +340,8 @@ class VllmV1(Scheduler):
         threshold = self._threshold() if self.threshold else 0
         passed: list[Request] = []
         while budget > 0 and self._line and len(self.running) < self.max_num_seqs:
+            if self._still_blocked():
+                break
             request = self._queue[0][3] if self.by_priority else self.waiting[0]
             hit = self.blocks.match(request, request.target - 1)
             context = max(hit.blocks * self.block_size, request.ready)
@@ -337,6 +359,7 @@ class VllmV1(Scheduler):
             if self.running:
                 need += self.watermark_blocks
             if need > self.blocks.num_free:
+                self._block(request, hit)
                 break
             self._pop()
             self._start(batch, request, hit, chunk)
@@ -344,7 +367,21 @@ class VllmV1(Scheduler):
         for request in reversed(passed):
             self._enqueue(request, front=True)
 
+    def _block(self, request: Request, hit: Hit) -> None:
+        """*request* found no room. What it found may be lost and found again; more than that is news (`watch`)."""
+        if self.rules.reserve_full_prompt:
+            self._blocked = request
+            self._blocked_need = -(-request.target // self.block_size) - hit.blocks
+            self.blocks.watch(hit)
+
+    def _still_blocked(self) -> bool:
+        """Whether the head of the queue cannot be admitted even if all it may find is held by others."""
+        if self._blocked is None or self._blocked_need <= self.blocks.num_free or self.blocks.stirred:
+            return False
+        return self._blocked is (self._queue[0][3] if self.by_priority else self.waiting[0])
+
     def _pop(self) -> Request:
+        self._blocked = None
         return heapq.heappop(self._queue)[3] if self.by_priority else self.waiting.popleft()
 
     def _start(self, batch: Batch, request: Request, hit: Hit, chunk: int) -> None:
