@@ -53,7 +53,14 @@ OWN_SMALL: dict[str, dict[str, Any]] = {
 }
 """The same for systems whose limits have names of their own."""
 
-BLOCK_SIZES = ("block_size", "page_size", "kv_block_size", "tokens_per_block", "kv_cache_page_size", "seq_size_per_block")
+BLOCK_SIZES = (
+    "block_size",
+    "page_size",
+    "kv_block_size",
+    "tokens_per_block",
+    "kv_cache_page_size",
+    "seq_size_per_block",
+)
 """What systems call the size of a block."""
 
 TOKENS = 240
@@ -64,7 +71,7 @@ class FakeStepTime:
     """Step times that are simple, smooth and growing in everything, so that order is told by the clock."""
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Any = ()) -> float:
-        work = sum(chunk * (1 + 0.001 * (context + chunk)) for chunk, context in prefills)
+        work = float(sum(chunk * (1 + 0.001 * (context + chunk)) for chunk, context in prefills))
         return 0.010 + 0.0003 * num_decodes + 0.00001 * decode_context + 0.0002 * work
 
     def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float]:
