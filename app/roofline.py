@@ -47,8 +47,8 @@ def roofline_figure(profiles: Sequence[HardwareProfile], work: Sequence[Sequence
             hovertemplate="%{text}<extra></extra>",
             name=f"operators on {profile.name}",
         )
-    figure.update_xaxes(type="log", title="FLOP per byte of memory traffic")
-    figure.update_yaxes(type="log", title="TFLOP/s")
+    figure.update_xaxes(type="log", dtick=1, title="FLOP per byte of memory traffic")
+    figure.update_yaxes(type="log", dtick=1, title="TFLOP/s")
     return _placed(figure, 420)
 
 
@@ -64,8 +64,8 @@ def law_figure(profiles: Sequence[HardwareProfile]) -> go.Figure:
             dotted = {"color": colour, "dash": "dot"}
             floor = law.floor(tokens, n, k) * 1e6
             figure.add_scatter(x=tokens, y=floor, line=dotted, **shared, showlegend=False)
-    figure.update_xaxes(type="log", title="tokens in the step")
-    figure.update_yaxes(type="log", title="µs")
+    figure.update_xaxes(type="log", dtick=1, title="tokens in the step")
+    figure.update_yaxes(type="log", dtick=1, title="µs")
     return _placed(figure, 420)
 
 

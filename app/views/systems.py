@@ -37,11 +37,13 @@ def page() -> None:
     if view is None:
         return
     st.markdown("### Systems")
-    together, steps = st.tabs(["Side by side", "Step by step"])
-    with together:
-        _side_by_side(view)
-    with steps:
-        _step_by_step()
+    together, steps = st.tabs(["Side by side", "Step by step"], on_change="rerun", key="systems.tabs")
+    if together.open:
+        with together:
+            _side_by_side(view)
+    if steps.open:
+        with steps:
+            _step_by_step()
 
 
 def _side_by_side(view: View) -> None:

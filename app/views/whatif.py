@@ -28,22 +28,30 @@ def page() -> None:
     numbers.draw_tiles(result, None if base in (None, view) else pinned.result(base))
     _warnings(result)
     pinned.draw(view)
-    figures, over_time, where, rests = st.tabs(
-        ["Latency", "Over time", "Where the time goes", "What it rests on"]
-    )
-    with figures:
-        st.caption(
+    _tabs(view, result)
+    _share(view)
+
+
+def _tabs(view: View, result: Result) -> None:
+    """Only the tab that is open is drawn: a figure costs as much as a short simulation."""
+    names = ["Latency", "Over time", "Where the time goes", "What it rests on"]
+    latency, over_time, where, rests = st.tabs(names, on_change="rerun", key="tabs")
+    if latency.open:
+        latency.caption(
             "Share of requests (for ITL: of all gaps between tokens) within a time; dotted: the objective."
         )
-        charts.draw(latency_figure(result.summary), "latency")
-    with over_time:
-        st.caption("Averages over equal intervals of the run.")
-        charts.draw(timeline_figure(result.summary), "over_time")
-    with where:
-        _where(view, result)
-    with rests:
-        _rests(result)
-    _share(view)
+        with latency:
+            charts.draw(latency_figure(result.summary), "latency")
+    if over_time.open:
+        over_time.caption("Averages over equal intervals of the run.")
+        with over_time:
+            charts.draw(timeline_figure(result.summary), "over_time")
+    if where.open:
+        with where:
+            _where(view, result)
+    if rests.open:
+        with rests:
+            _rests(result)
 
 
 def _header(view: View, result: Result) -> None:

@@ -1,0 +1,162 @@
+"""The dashboard in a real browser: pages, controls, uploads, links, and the same numbers everywhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from simulator import Deployment, read_trace, simulate
+from simulator.results.tiles import scaled_time
+
+from .conftest import SIM
+
+pytestmark = pytest.mark.xdist_group("browser")
+SMALL = "num_prompts=200"
+PAGES = {
+    "": "llama-3.1-8b on 1 × h100-sxm-80gb",
+    "inside": "Inside one run",
+    "systems": "Systems",
+    "hardware": "Hardware",
+    "validation": "Validation",
+}
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+2023-11-16 18:15:51.2224670,879,55
+"""
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_loads(visit, path):
+    visitor = visit()
+    page = visitor.open(f"{path}?{SMALL}" if path else f"?{SMALL}")
+    assert PAGES[path] in page.locator("h3").all_inner_texts()[-1]
+    page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=20_000)
+    visitor.picture(path or "what-if")
+
+
+def test_a_slower_gpu_shows_in_the_right_numbers_and_the_keyboard_moves_a_slider(visit):
+    visitor = visit()
+    page = visitor.open(f"?{SMALL}")
+    before = {name: visitor.tile(name) for name in ("TPOT, median", "KV usage, peak", "Prefix cache hits")}
+    page.get_by_role("combobox", name="GPU", exact=True).fill("l40s")
+    page.keyboard.press("Enter")
+    page.locator("h3", has_text="l40s-48gb").wait_for(timeout=20_000)
+    visitor.settle()
+    after = {name: float(visitor.tile(name).split()[0]) for name in before}
+    assert after["TPOT, median"] > 2 * float(before["TPOT, median"].split()[0])  # a quarter of the bandwidth
+    assert after["KV usage, peak"] > float(before["KV usage, peak"].split()[0])
+    assert after["Prefix cache hits"] == float(before["Prefix cache hits"].split()[0])
+    assert "gpu=l40s-48gb" in page.url
+    page.get_by_role("slider", name="Requests per second").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**request_rate=5.6*", timeout=20_000)
+
+
+def test_the_copied_command_and_python_say_the_same(visit, tmp_path):
+    visitor = visit()
+    page = visitor.open("?num_prompts=300&burstiness=0.5&gpu=a100-sxm-80gb&max_num_seqs=64&num_prefixes=3")
+    commands = page.get_by_test_id("stCode").first.inner_text().strip().splitlines()
+    printed = ""
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "sim"
+        done = subprocess.run([SIM, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=True)
+        printed = done.stdout
+    table = {k.strip(): float(v) for k, v in re.findall(r"^(.*?): +([\d.]+) *$", printed, re.M)}
+    assert visitor.tile("TTFT, median") == " ".join(scaled_time(table["Median TTFT (ms)"]))
+    assert visitor.tile("TPOT, median") == " ".join(scaled_time(table["Median TPOT (ms)"]))
+    assert visitor.tile("Request throughput") == f"{table['Request throughput (req/s)']:.2f} req/s"
+    assert visitor.tile("Prefix cache hits") == f"{table['Prefix cache hit rate (%)']:.1f} %"
+
+    deployment = Deployment(gpu="a100-sxm-80gb", max_num_seqs=64)
+    result = simulate(read_trace(tmp_path / "traffic.jsonl"), deployment)
+    assert round(result.summary["median_ttft_ms"], 2) == table["Median TTFT (ms)"]
+    assert round(result.summary["p99_itl_ms"], 2) == table["P99 ITL (ms)"]
+
+
+def test_a_shared_link_restores_the_view_and_the_pins(visit):
+    first, second = visit(), visit()
+    page = first.open(f"?{SMALL}&tensor_parallel_size=2")
+    page.get_by_role("button", name="Pin").click()
+    first.settle()
+    page.get_by_role("spinbutton", name="Prompt length, mean (tokens)").fill("2000")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**input_mean=2000*", timeout=20_000)
+    first.settle()
+    other = second.open(page.url.split("/", 3)[3])
+    assert second.tiles() == first.tiles()
+    assert other.get_by_role("spinbutton", name="Prompt length, mean (tokens)").input_value() == "2000"
+    assert "2 × h100-sxm-80gb" in other.locator("h3").last.inner_text()
+    other.get_by_text("Pinned variants").wait_for()
+    assert other.get_by_text("vs. pinned").count() > 0
+    second.picture("compare")
+
+
+def test_what_is_wrong_is_said_in_words(visit):
+    visitor = visit()
+    page = visitor.open(f"?{SMALL}&tensor_parallel_size=three")
+    assert "tensor_parallel_size: 'three'" in page.get_by_test_id("stAlert").first.inner_text()
+    assert visitor.tiles()
+    page.get_by_role("spinbutton", name="GPUs per layer").fill("3")
+    page.keyboard.press("Enter")
+    page.get_by_text("must divide the 32 attention heads").wait_for(timeout=20_000)
+
+
+def test_uploads_good_broken_and_too_large(visit, tmp_path):
+    good, broken, huge = tmp_path / "mine.csv", tmp_path / "broken.csv", tmp_path / "huge.csv"
+    good.write_text(AZURE)
+    broken.write_text(AZURE.replace("396", "many"))
+    with huge.open("wb") as out:
+        out.truncate(200 * 10**6)
+    visitor = visit()
+    page = visitor.open(f"?{SMALL}")
+    page.get_by_text("Upload a trace", exact=True).click()
+    field = page.get_by_test_id("stFileUploaderDropzoneInput").first
+
+    field.set_input_files(huge)
+    page.get_by_text("must be 100.0MB or smaller").wait_for(timeout=20_000)
+    assert visitor.tiles()
+
+    field.set_input_files(good)
+    page.get_by_text("sim run mine.csv").first.wait_for(timeout=20_000)
+    page.get_by_text("3 requests,").first.wait_for()
+    assert re.search(r"source=trace%3A[0-9a-f]{16}%3Amine.csv", page.url)
+
+    field.set_input_files(broken)
+    message = page.get_by_test_id("stAlert").filter(has_text="broken.csv:3: ")
+    message.wait_for(timeout=20_000)
+    assert "'many'" in message.inner_text()
+    assert "/tmp" not in message.inner_text()
+
+
+def test_a_dark_tablet_needs_no_scrolling_sideways(visit):
+    visitor = visit()
+    visitor.page.emulate_media(color_scheme="dark")
+    visitor.page.set_viewport_size({"width": 820, "height": 1180})
+    page = visitor.open(f"?{SMALL}")
+    wide, seen = page.evaluate(
+        "[document.querySelector('[data-testid=stMain]').scrollWidth, window.innerWidth]"
+    )
+    assert wide <= seen
+    background = page.evaluate(
+        "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+    )
+    assert max(int(part) for part in re.findall(r"\d+", background)[:3]) < 64
+    visitor.picture("dark-tablet")
+
+
+def test_the_scheduler_is_watched_step_by_step(visit):
+    visitor = visit()
+    page = visitor.open(f"systems?{SMALL}")
+    page.get_by_role("tab", name="Step by step").click()
+    visitor.settle()
+    page.get_by_text("R0 starts: 300 tokens of its prompt.").first.wait_for()
+    slider = page.get_by_role("slider", name="Iteration").last
+    slider.focus()
+    slider.press("ArrowRight")
+    page.get_by_text("R0 decodes one token").first.wait_for(timeout=20_000)
+    visitor.picture("step-by-step")
