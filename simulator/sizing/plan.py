@@ -99,11 +99,6 @@ class Plan:
         """Of all replicas."""
         return self.replicas * self.candidate.usd_per_replica
 
-    @property
-    def headroom(self) -> float:
-        """How much more traffic the replicas would take, by their capacity; 0.1: 10 % more."""
-        return self.replicas * self.capacity.request_rate / self.request_rate - 1
-
     def with_replicas(self, replicas: int) -> Plan:
         """The same with another number, not simulated yet."""
         return replace(self, replicas=replicas, run=None, confirmation=None)
@@ -122,7 +117,6 @@ class Plan:
             "usd_per_hour": self.usd_per_hour,
             "usd_per_month": HOURS_PER_MONTH * self.usd_per_hour,
             "usd_per_gpu_hour": self.candidate.usd_per_gpu_hour,
-            "headroom": self.headroom,
             "capacity": self.capacity.as_dict(),
             "run": None if self.run is None else self.run.as_dict(),
             "confirmation": None if self.confirmation is None else self.confirmation.as_dict(),

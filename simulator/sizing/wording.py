@@ -59,7 +59,7 @@ def _binding(found: dict[str, Any]) -> str:
 
 
 def _headroom(found: dict[str, Any]) -> str:
-    return f"Headroom: {100 * found['headroom']:.0f} % more traffic by the capacity of the replicas."
+    return f"Headroom: {100 * found['headroom']:.0f} % more traffic before the SLO gives way."
 
 
 def _cost(found: dict[str, Any]) -> str:
