@@ -21,28 +21,41 @@ from engine.llm import LLM
 from engine.settings import EngineSettings
 from simulator.errors import ConfigurationError
 
-__all__ = ["add_options", "measure", "read_budget"]
+__all__ = ["add_options", "add_replay_options", "measure", "read_budget", "record"]
 
 ROUNDS = 40
 """Rounds of whole steps where time allows."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, or a name of the zoo")
+    """The options of ``measure``."""
+    _engine_options(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of raw samples; resumed if it has some"
     )
     parser.add_argument("--budget", default="8m", help="time to measure, such as 90s, 8m, 1h")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="most workloads of whole steps")
+    parser.add_argument("--repeat", type=float, help="seconds that a shot is repeated for")
+
+
+def add_replay_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``replay``."""
+    _engine_options(parser)
+    parser.add_argument("--trace", type=Path, required=True, help="canonical JSONL, see `sim trace convert`")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the recording")
+    parser.add_argument("--system", default="vllm", help="scheduling policy")
+    parser.add_argument("--clock", help="wall, or thread: CPU time of the thread (default on a CPU)")
+
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, or a name of the zoo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--num-gpu-blocks", type=int)
     parser.add_argument("--kernels", default="auto")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="most workloads of whole steps")
-    parser.add_argument("--repeat", type=float, help="seconds that a shot is repeated for")
 
 
 def read_budget(text: str) -> float:
@@ -58,10 +71,7 @@ def measure(options: argparse.Namespace) -> int:
     """Measure; 0, also when the budget ended first (what is missing is said)."""
     seconds = read_budget(options.budget)
     start = time.monotonic()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: torch finds no GPU here; measure with --device cpu")
-    if options.device == "cpu":
-        torch.set_num_threads(1)  # with two, a step waits for whichever was descheduled
+    _prepare(options.device)
     workbench = make_workbench(options)
     folder = RawFolder(options.out)
     meta = describe_run(options, workbench)
@@ -90,9 +100,28 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_workbench(options: argparse.Namespace) -> Workbench:
-    """The engine and its bench, with the limits of *options*."""
-    settings = EngineSettings(
+def record(options: argparse.Namespace) -> int:
+    """Record a trace on the engine."""
+    from calibrate.measure.recording import make_clock, read_jobs, record_run, write_recording
+
+    _prepare(options.device)
+    jobs = read_jobs(options.trace)
+    clock = make_clock(options.clock or ("thread" if options.device == "cpu" else "wall"))
+    recording = record_run(LLM.of(_settings(options)), jobs, clock, options.system, options.seed)
+    write_recording(recording, options.out)
+    print(f"recorded {len(jobs)} requests, {len(recording['steps'])} steps: {options.out}")
+    return 0
+
+
+def _prepare(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch finds no GPU here; use --device cpu")
+    if device == "cpu":
+        torch.set_num_threads(1)  # with two, a step waits for whichever was descheduled
+
+
+def _settings(options: argparse.Namespace) -> EngineSettings:
+    return EngineSettings(
         options.model,
         device=options.device,
         kernels=options.kernels,
@@ -103,7 +132,11 @@ def make_workbench(options: argparse.Namespace) -> Workbench:
         num_gpu_blocks=options.num_gpu_blocks,
         seed=options.seed,
     )
-    llm = LLM.of(settings)
+
+
+def make_workbench(options: argparse.Namespace) -> Workbench:
+    """The engine and its bench, with the limits of *options*."""
+    llm = LLM.of(_settings(options))
     device = llm.runner.decoder.device
     repeat = options.repeat or (0.15 if device.type == "cuda" else 0.03)
     return Workbench(llm, Timer(device, repeat, thread_clock(device)), options.seed)

@@ -12,7 +12,9 @@ import typer
 
 from simulator.cli import (
     calibrate_fit,
+    calibrate_run,
     calibrate_serving,
+    calibrate_validate,
     compare,
     conform,
     dashboard,
@@ -40,8 +42,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-calibrate = typer.Typer(help="Fit hardware profiles to measurements.", no_args_is_help=True)
+calibrate = typer.Typer(
+    help="Measure devices, fit profiles, hold them against the engine.", no_args_is_help=True
+)
+calibrate.command("run")(calibrate_run.run)
 calibrate.command("fit")(calibrate_fit.fit)
+calibrate.command("validate")(calibrate_validate.validate)
 calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)
