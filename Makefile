@@ -35,5 +35,28 @@ $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet -e '.[engine,app,cluster,dev]'
 	touch $@
 
+# On a GPU, by plain python3 with numpy and torch; elsewhere each says why not and succeeds.
+GPU_MODEL ?= llama-3.1-8b
+GPU_OUT ?= runs/gpu
+GPU_LIMITS := --max-num-seqs 256 --max-num-batched-tokens 2048 --max-model-len 8192
+HAVE_GPU = $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null
+NO_GPU = { echo "$@: skipped: $(PYTHON) has no torch that finds a GPU"; exit 0; }
+
+gpu:
+	@$(HAVE_GPU) || $(NO_GPU); $(PYTHON) tests/gpu/run.py
+
+gpu-bench:
+	@$(HAVE_GPU) || $(NO_GPU); mkdir -p $(GPU_OUT) && $(PYTHON) -m engine.bench_kernels --json $(GPU_OUT)/kernels.json
+
+gpu-calibrate:
+	@$(HAVE_GPU) || $(NO_GPU); $(PYTHON) -m calibrate measure --device cuda --model $(GPU_MODEL) --budget 8m \
+		--out $(GPU_OUT)/raw $(GPU_LIMITS)
+	@$(HAVE_GPU) || exit 0; echo "fit anywhere: sim calibrate fit $(GPU_OUT)/raw --out $(GPU_OUT)/profile.yaml"
+
+gpu-validate:
+	@$(HAVE_GPU) || $(NO_GPU); $(PYTHON) -m calibrate replay --device cuda --model $(GPU_MODEL) \
+		--trace examples/chat-2k.jsonl --limit 500 --out $(GPU_OUT)/recording.json $(GPU_LIMITS)
+	@$(HAVE_GPU) || exit 0; echo "compare: sim calibrate validate PROFILE --recorded $(GPU_OUT)/recording.json"
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

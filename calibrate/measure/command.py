@@ -43,6 +43,7 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
     _engine_options(parser)
     parser.add_argument("--trace", type=Path, required=True, help="canonical JSONL, see `sim trace convert`")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the recording")
+    parser.add_argument("--limit", type=int, help="the first so many requests of the trace")
     parser.add_argument("--system", default="vllm", help="scheduling policy")
     parser.add_argument("--clock", help="wall, or thread: CPU time of the thread (default on a CPU)")
 
@@ -105,7 +106,7 @@ def record(options: argparse.Namespace) -> int:
     from calibrate.measure.recording import make_clock, read_jobs, record_run, write_recording
 
     _prepare(options.device)
-    jobs = read_jobs(options.trace)
+    jobs = read_jobs(options.trace)[: options.limit]
     clock = make_clock(options.clock or ("thread" if options.device == "cpu" else "wall"))
     recording = record_run(LLM.of(_settings(options)), jobs, clock, options.system, options.seed)
     write_recording(recording, options.out)
