@@ -13,7 +13,7 @@ import streamlit as st
 from app.view import View
 from simulator.errors import SimError
 
-__all__ = ["MAX_PINS", "PENDING", "chosen", "key", "pins", "publish", "restore", "set_pins"]
+__all__ = ["MAX_PINS", "PENDING", "address", "chosen", "key", "pins", "publish", "restore", "set_pins"]
 
 MAX_PINS = 4
 PIN = "pin"
@@ -72,11 +72,16 @@ def set_pins(views: list[View]) -> None:
     st.session_state["pins"] = views[:MAX_PINS]
 
 
+def address(view: View) -> str:
+    """The parameters of the link to *view*, as they stand in an address."""
+    return urlencode(view.query)
+
+
 def publish(view: View) -> None:
     """Make the address of the page the link to *view* and the pinned variants."""
     wanted: dict[str, str | list[str]] = dict(view.query)
     if pins():
-        wanted[PIN] = [urlencode(pin.query) for pin in pins()]
+        wanted[PIN] = [address(pin) for pin in pins()]
     now = {name: st.query_params.get_all(name) for name in st.query_params}
     if now != {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}:
         st.query_params.from_dict(wanted)

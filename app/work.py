@@ -69,9 +69,9 @@ BREAKDOWNS: Store[dict[str, float]] = Store(128)
 REPORTS: Store[str] = Store(4)
 
 
-def trace_of(view: View) -> Trace:
-    """The traffic of *view*. Raises `SimError`."""
-    return TRACES.get(view.traffic_key, lambda: _trace(view))
+def trace_of(view: View, spread: str = "none") -> Trace:
+    """The traffic of *view*; *spread* as in `read_trace`. Raises `SimError`."""
+    return TRACES.get((view.traffic_key, spread), lambda: _trace(view, spread))
 
 
 def result_of(view: View, tick: Tick | None = None) -> Result:
@@ -94,12 +94,12 @@ def _key(view: View) -> tuple[str, str, str]:
     return view.traffic_key, deployment, f"{view.goodput} {view.intervals}"
 
 
-def _trace(view: View) -> Trace:
-    trace = _described(view) if view.described else _read(view)
+def _trace(view: View, spread: str) -> Trace:
+    trace = _described(view, spread) if view.described else _read(view, spread)
     return trace.with_max_concurrency(view.max_concurrency or None)
 
 
-def _described(view: View) -> Trace:
+def _described(view: View, spread: str) -> Trace:
     """Generated, written and read again: what a file rounds off is rounded off here too."""
     trace = generate_trace(
         view.num_prompts,
@@ -115,14 +115,15 @@ def _described(view: View) -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traffic.jsonl"
         trace.to_jsonl(path)
-        return read_trace(path)
+        return read_trace(path, spread=spread)
 
 
-def _read(view: View) -> Trace:
+def _read(view: View, spread: str) -> Trace:
     return read_trace(
         library.path_of(view.source),
         format=view.format or None,
         time_unit=view.time_unit or None,
+        spread=spread,
         limit=view.first or None,
         request_rate=view.rescaled_rate or None,
     )

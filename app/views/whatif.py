@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts, numbers, pinned, running, sidebar, state, work
+from app import charts, pinned, running, sidebar, state, tiles, work
 from app.view import View
 from hwprofiles import load_profile
 from simulator import Result
@@ -23,9 +23,9 @@ def page() -> None:
     if result is None:
         return
     _header(view, result)
-    numbers.draw_verdicts(result)
+    tiles.draw_verdicts(result)
     base = state.pins()[0] if state.pins() else None
-    numbers.draw_tiles(result, None if base in (None, view) else pinned.result(base))
+    tiles.draw_tiles(result, None if base in (None, view) else pinned.result(base))
     _warnings(result)
     pinned.draw(view)
     _tabs(view, result)
