@@ -24,7 +24,19 @@ DEPLOYMENTS = {
     "8B, 1 × H100": Deployment(model="llama-3.1-8b", gpu="h100"),
     "70B, 4 × H100": Deployment(model="llama-3.1-70b", gpu="h100", tensor_parallel_size=4),
 }
-COLUMNS = "trace deployment rate load TTFT-mean TTFT-p99 TPOT-mean hits% preempted queue req/cpu-s".split()
+COLUMNS = [
+    "trace",
+    "deployment",
+    "rate",
+    "load",
+    "TTFT-mean",
+    "TTFT-p99",
+    "TPOT-mean",
+    "hits%",
+    "preempted",
+    "queue",
+    "req/cpu-s",
+]
 
 
 def main() -> None:

@@ -23,7 +23,16 @@ DATA = (
 
 
 def test_the_wheel_holds_all_data_and_no_tests(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -41,7 +50,13 @@ def by_kind(name: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     "package",
-    [*PUBLIC, *(f"simulator.{p}" for p in ("models", "results", "scheduling", "steptime", "workload", "conformance"))],
+    [
+        *PUBLIC,
+        *(
+            f"simulator.{p}"
+            for p in ("models", "results", "scheduling", "steptime", "workload", "conformance")
+        ),
+    ],
 )
 def test_public_names_are_sorted_and_exist(package: str) -> None:
     module = importlib.import_module(package)
