@@ -24,19 +24,8 @@ DEPLOYMENTS = {
     "8B, 1 × H100": Deployment(model="llama-3.1-8b", gpu="h100"),
     "70B, 4 × H100": Deployment(model="llama-3.1-70b", gpu="h100", tensor_parallel_size=4),
 }
-COLUMNS = [
-    "trace",
-    "deployment",
-    "rate",
-    "load",
-    "TTFT-mean",
-    "TTFT-p99",
-    "TPOT-mean",
-    "hits%",
-    "preempted",
-    "queue",
-    "req/cpu-s",
-]
+COLUMNS = ["trace", "deployment", "rate", "load", "TTFT mean", "TTFT P99", "TPOT mean"]
+COLUMNS += ["hits %", "preempted", "queue max", "req/CPU-s"]
 
 
 def main() -> None:
@@ -73,7 +62,7 @@ def print_row(name: str, what: str, resolved, trace, capacity: float) -> None:  
         f"{s['mean_tpot_ms']:.1f} ms",
         f"{100 * s['prefix_cache_hit_rate']:.1f}",
         str(s["preemptions"]),
-        f"{s['num_waiting_max']:,.0f}" if "num_waiting_max" in s.values else "-",
+        f"{s['max_num_waiting']:,.0f}",
         f"{len(trace) / seconds:,.0f}",
     ]
     print("| " + " | ".join(cells) + " |", flush=True)
