@@ -12,23 +12,17 @@ def print_over_time(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from simulator.cli.console import console
+    from simulator.sizing.report import OVER_TIME_HEADINGS, over_time_rows
 
     out, over = console(), found["over_time"]
     out.print(f"[bold]{found['headline']}[/]")
     out.print(found["subtitle"], highlight=False, markup=False)
     totals = Table(box=None, pad_edge=False, header_style="bold")
     totals.add_column("provisioning")
-    for heading in ("peak GPUs", "mean GPUs", "GPU-hours", "$"):
+    for heading in OVER_TIME_HEADINGS[1:]:
         totals.add_column(heading, justify="right")
-    for key, name in (("perfect", "perfect autoscaler"), ("fixed", "fixed")):
-        one = over[key]
-        totals.add_row(
-            name,
-            str(one["peak_gpus"]),
-            f"{one['mean_gpus']:.1f}",
-            f"{one['gpu_hours']:.1f}",
-            f"{one['usd']:.2f}",
-        )
+    for row in over_time_rows(over):
+        totals.add_row(*row)
     out.print(totals)
     out.print(_intervals(over["intervals"]))
     for line in found["provenance"]:

@@ -12,12 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from simulator.errors import ConfigurationError
+from simulator.sizing.autoscaled import SIGNALS, autoscaled
 from simulator.sizing.candidates import SearchSpace
 from simulator.sizing.capacity import probe
 from simulator.sizing.plan import Plan
@@ -90,6 +91,8 @@ class OverTime:
     slo: Slo
     peak: Plan
     intervals: tuple[Interval, ...]
+    autoscalers: tuple[dict[str, Any], ...] = ()
+    """The plan of the peak under modelled autoscalers, see `autoscaled`."""
 
     @property
     def hours(self) -> float:
@@ -104,9 +107,14 @@ class OverTime:
         )
 
     @property
+    def fixed_replicas(self) -> int:
+        """Of the peak's plan, what the most demanding interval needs."""
+        return max(one.same for one in self.intervals)
+
+    @property
     def fixed(self) -> Provisioning:
-        """The replicas of the peak's plan that the most demanding interval needs, all the time."""
-        replicas = max(one.same for one in self.intervals)
+        """These replicas all the time."""
+        replicas = self.fixed_replicas
         gpus, usd = replicas * self.peak.candidate.num_gpus, replicas * self.peak.candidate.usd_per_replica
         return self._of([gpus] * len(self.intervals), [usd] * len(self.intervals))
 
@@ -127,6 +135,7 @@ class OverTime:
             "over_time": {
                 "perfect": vars(perfect),
                 "fixed": vars(fixed),
+                "autoscalers": list(self.autoscalers),
                 "intervals": [one.as_dict() for one in self.intervals],
             },
             "peak": self.peak.as_dict(),
@@ -169,7 +178,9 @@ def size_over_time(
         chosen, replicas, same = (0, 0, 0) if future is None else future.result()
         found.append(Interval(i * interval, interval, one[1] - one[0], plans[chosen], replicas, same))
         progress(f"interval {i + 1} of {len(bounds)}: {found[-1].num_gpus} GPUs")
-    return OverTime(trace, slo, result.best, tuple(found))
+    day = OverTime(trace, slo, result.best, tuple(found))
+    runs = [pool.submit(autoscaled, trace, day.peak, slo, day.fixed_replicas, signal) for signal in SIGNALS]
+    return replace(day, autoscalers=tuple(run.result() for run in runs))
 
 
 def _bounds(trace: Trace, interval: float) -> list[tuple[int, int]]:

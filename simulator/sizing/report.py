@@ -210,7 +210,7 @@ def _over_time_html(found: Mapping[str, Any]) -> str:
     )
     figure.add_hline(y=over["fixed"]["peak_gpus"], line_dash="dot", annotation_text="fixed")
     sections = [
-        _section("Provisioning", table_html(OVER_TIME_HEADINGS, _over_time_rows(over))),
+        _section("Provisioning", table_html(OVER_TIME_HEADINGS, over_time_rows(over))),
         _section("GPUs over time", _figure(_layout(figure, "hours", "GPUs"))),
         _section("Intervals", table_html(INTERVAL_HEADINGS, _interval_rows(over))),
         _section("What the numbers rest on", _list(found["provenance"])),
@@ -225,28 +225,39 @@ def _over_time_markdown(found: Mapping[str, Any]) -> str:
         "",
         found["subtitle"],
         "",
-        table_markdown(OVER_TIME_HEADINGS, _over_time_rows(over)),
+        table_markdown(OVER_TIME_HEADINGS, over_time_rows(over)),
     ]
     return "\n".join(
         [*parts, "", "## Intervals", "", table_markdown(INTERVAL_HEADINGS, _interval_rows(over)), ""]
     )
 
 
-OVER_TIME_HEADINGS = ("provisioning", "peak GPUs", "mean GPUs", "GPU-hours", "$")
+OVER_TIME_HEADINGS = ("provisioning", "peak GPUs", "mean GPUs", "GPU-hours", "$", "SLO")
 INTERVAL_HEADINGS = ("start, h", "requests/s", "plan", "replicas", "GPUs", "$/h")
 
 
-def _over_time_rows(over: Mapping[str, Any]) -> Rows:
+def over_time_rows(over: Mapping[str, Any]) -> Rows:
+    """The cells under `OVER_TIME_HEADINGS`."""
     return [
         (
             name,
-            str(over[key]["peak_gpus"]),
-            f"{over[key]['mean_gpus']:.1f}",
-            f"{over[key]['gpu_hours']:.1f}",
-            f"{over[key]['usd']:.2f}",
+            str(one["peak_gpus"]),
+            f"{one['mean_gpus']:.1f}",
+            f"{one['gpu_hours']:.1f}",
+            f"{one['usd']:.2f}",
+            slo,
         )
-        for key, name in (("perfect", "perfect autoscaler"), ("fixed", "fixed"))
+        for name, one, slo in provisionings(over)
     ]
+
+
+def provisionings(over: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(name, figures, whether the SLO holds) of every way to provision."""
+    found = [("perfect autoscaler", over["perfect"], "met"), ("fixed", over["fixed"], "met")]
+    for one in over["autoscalers"]:
+        missed = [o["objective"] for o in one["objectives"] if not o["met"]]
+        found.append((one["name"], one, "met" if one["met"] else f"misses {', '.join(missed)}"))
+    return found
 
 
 def _interval_rows(over: Mapping[str, Any]) -> Rows:

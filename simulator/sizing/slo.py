@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from simulator.cluster import ClusterResult
 from simulator.errors import ConfigurationError, UnknownNameError
 from simulator.results import FINISHED, Records
 from simulator.simulation import Result
@@ -61,7 +62,7 @@ class Objective:
         percentile = _percentile(self.statistic)
         return None if percentile is None else percentile / 100
 
-    def attained(self, result: Result) -> Attained:
+    def attained(self, result: Result | ClusterResult) -> Attained:
         """How *result* stands against it, over every request of the run."""
         values = {name: latencies(result.records, name) for name, _ in self.limits if name != "itl"}
         within = [values[name] <= limit / 1000 for name, limit in self.limits if name in values]  # ms -> s
@@ -111,7 +112,7 @@ class Slo:
     def __str__(self) -> str:
         return " ".join(str(objective) for objective in self.objectives)
 
-    def attained(self, result: Result) -> list[Attained]:
+    def attained(self, result: Result | ClusterResult) -> list[Attained]:
         """Every objective with what came of it."""
         return [objective.attained(result) for objective in self.objectives]
 
@@ -198,7 +199,7 @@ def _percentile(statistic: str) -> float | None:
     return float(statistic[1:]) if statistic.startswith("p") else None
 
 
-def _itl(result: Result, name: str) -> float:
+def _itl(result: Result | ClusterResult, name: str) -> float:
     """Over the gaps of all requests; infinite once a request did not finish."""
     if (result.records.status != FINISHED).any():
         return math.inf

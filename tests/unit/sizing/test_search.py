@@ -21,6 +21,7 @@ from simulator.sizing import (
 )
 from simulator.sizing.evidence import evidence
 from simulator.sizing.over_time import size_over_time
+from simulator.sizing.report import sizing_html
 from simulator.workload import Lengths, Trace, generate_trace, piecewise_arrivals
 
 SLO = parse_slo(["ttft:p99:1500", "tpot:p99:80"])
@@ -170,6 +171,10 @@ def test_over_time_needs_less_at_night_and_never_more_than_fixed() -> None:
     assert found.fixed.peak_gpus == max(one.num_gpus for one in found.intervals)
     assert found.perfect.gpu_hours == pytest.approx(sum(n * 60 / 3600 for n in replicas))
     assert sum(one.requests for one in found.intervals) == len(trace)
+    for one in found.autoscalers:  # no controller that only sees its signal beats the bound
+        assert one["usd"] > found.perfect.usd or not one["met"]
+        assert one["peak_gpus"] <= 2 * found.fixed.peak_gpus
+    assert sizing_html(found.as_dict()).count("autoscaler on") == 2
     for i, one in enumerate(found.intervals[:2]):
         part = trace.window(60.0 * i, 60.0 * (i + 1))
         assert probe(part, one.plan.with_replicas(one.replicas).deployment, SLO).met
