@@ -78,9 +78,11 @@ class OpenLoop:
             limit,
             arrival_time=arrival,
             index=index,
-            priority=priority,
-            n=n,
         )
+        if priority:
+            request.priority = priority
+        if n != 1:
+            request.n = n
         if self._has_content:
             trace = self.trace
             a, b = trace.content_offsets[index : index + 2].tolist()

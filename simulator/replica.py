@@ -133,6 +133,10 @@ class Replica:
                 seconds = step_seconds(decodes, batch.decode_context)
                 if not stepped and (not inflight or inflight[-1].num_decodes == decodes):
                     n = self._repeats(batch, seconds, now)
+            elif prefills and batch.forwards is None and not batch.padded_tokens:
+                seconds = step_seconds(
+                    decodes, batch.decode_context, [(chunk, context) for _, chunk, context in prefills]
+                )
             else:
                 seconds = self._step_seconds(batch)
             if n > 1:
@@ -286,7 +290,9 @@ class Replica:
         if batch.forwards is not None:
             return math.fsum(self._step_seconds(forward) for forward in batch.forwards)
         if not batch.prefills:  # a decision that only preempts or refuses runs nothing
-            return self.steptime.seconds(batch.num_decodes, batch.decode_context) if batch.num_decodes else 0.0
+            return (
+                self.steptime.seconds(batch.num_decodes, batch.decode_context) if batch.num_decodes else 0.0
+            )
         chunks = [(chunk, context) for _, chunk, context in batch.prefills]
         if batch.padded_tokens:  # a rectangle: every prompt is computed at the length of the longest
             chunks = [max(chunks)] * len(chunks)
@@ -307,15 +313,17 @@ class Replica:
             if request.ready:  # the gap to its second token began with the first, on another replica
                 self._since[request] = records.first_token_time[i]
             try:
-                self._admit(request, now)
+                if request.n == 1:
+                    self.scheduler.add(request, now)
+                else:
+                    self._admit_samples(request, now)
             except CapacityError as error:
                 self._reject(request, str(error), now)
 
-    def _admit(self, request: Request, now: float) -> None:
-        if request.n == 1 or self.scheduler.forks:
+    def _admit_samples(self, request: Request, now: float) -> None:
+        if self.scheduler.forks:
             self.scheduler.add(request, now)
-            if request.n > 1:
-                self._siblings[request.index] = request.n
+            self._siblings[request.index] = request.n
             return
         for sample in range(request.n):  # the front end sends one sequence per sample; they share the prompt
             child = Request(
@@ -337,12 +345,13 @@ class Replica:
     def _begin(self, batch: Batch, now: float) -> None:
         """*batch* was decided: note who was scheduled, and when each sequence will end."""
         records = self.records
+        status, first = records.status, records.first_scheduled_time
         for request in batch.cached:
             i = request.index
-            if records.status[i] == WAITING:
-                records.status[i] = RUNNING
-                if records.first_scheduled_time[i] != records.first_scheduled_time[i]:
-                    records.first_scheduled_time[i] = now
+            if status[i] == WAITING:
+                status[i] = RUNNING
+                if first[i] != first[i]:
+                    first[i] = now
                     records.cached_tokens[i] = request.cached_tokens
         for request, reason in batch.rejected:
             self._reject(request, reason, now)
@@ -461,9 +470,10 @@ class Replica:
         i = request.index
         if first[i] != first[i]:
             first[i] = now
-        last = self._since.pop(request, None)
-        if last is not None:
-            self.itl.add(now - last, 1)
+        if self._since:
+            last = self._since.pop(request, None)
+            if last is not None:
+                self.itl.add(now - last, 1)
         self._live += 1
         if request.decode_end == WITH_FIRST:
             ended.append(request)
@@ -480,10 +490,11 @@ class Replica:
             for request in lagging.keys() - set(batch.stalled):
                 self.itl.add(now - lagging.pop(request), 1)
                 live -= 1
-        for when in fresh.values():
-            self.itl.add(now - when, 1)
-        live -= len(fresh) + len(batch.stalled)
-        fresh.clear()
+        if fresh:
+            self.itl.add_each([now - when for when in fresh.values()])
+            live -= len(fresh)
+            fresh.clear()
+        live -= len(batch.stalled)
         if live > 0:
             self.itl.add(now - self._last_decode, live)
 
@@ -498,8 +509,10 @@ class Replica:
     def _finish(self, request: Request, now: float) -> None:
         i = request.index
         records = self.records
-        records.output_length[i] += self._length(request)
-        self._lagging.pop(request, None)
+        length = self.outputs[i]
+        records.output_length[i] += length if length < request.max_tokens else request.max_tokens
+        if self._lagging:
+            self._lagging.pop(request, None)
         if self._siblings:
             left = self._siblings.get(i, 1) - 1
             if left:

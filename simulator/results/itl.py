@@ -52,13 +52,27 @@ class InterTokenLatency:
 
     def add(self, gap_s: float, count: int) -> None:
         """*count* sequences got a token *gap_s* seconds after their previous one."""
-        self._gaps.append(gap_s)
+        gaps = self._gaps
+        gaps.append(gap_s)
         self._gap_counts.append(count)
+        if len(gaps) >= BUFFER:
+            self._compact()
+
+    def add_each(self, gaps: list[float]) -> None:
+        """One sequence each got its token after these *gaps* (s)."""
+        self._gaps.extend(gaps)
+        self._gap_counts.extend([1] * len(gaps))
         if len(self._gaps) >= BUFFER:
             self._compact()
 
-    def add_many(self, gaps: _Floats, count: int) -> None:
+    def add_many(self, gaps: _Floats | list[float], count: int) -> None:
         """The same for each of *gaps* (s, shape [n]): *count* sequences through n iterations."""
+        if isinstance(gaps, list):  # a short run: an array of its own would cost more than what is in it
+            self._gaps.extend(gaps)
+            self._gap_counts.extend([count] * len(gaps))
+            if len(self._gaps) >= BUFFER:
+                self._compact()
+            return
         self._runs.append(gaps.copy())
         self._run_counts.append(count)
         self._run_size += len(gaps)

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from simulator.errors import ConfigurationError
 from simulator.scheduling.decoding import DecodeSet
 from simulator.scheduling.request import Request
 
-__all__ = ["Batch", "DecodeBatch", "Scheduler", "Wait"]
+__all__ = ["Batch", "Scheduler", "Wait"]
 
 
 class Wait:
@@ -48,30 +47,37 @@ class Batch:
     chunk this is: they get a token from it.
     """
 
-    # What most batches never change is a class attribute: making a batch is on the simulator's hot path.
-    num_decodes = 0
-    decode_context = 0
-    decodes: list[Request] | None = None
-    """The decoding sequences one by one, where the policy was asked for them (``explicit``) or left some out."""
-    blocks_copied = 0
-    blocks_swapped_in = 0
-    blocks_swapped_out = 0
-    padded_tokens = 0
-    """Tokens computed for nothing because a padded batch is rectangular."""
-    idle_rows = 0
-    """Of ``num_decodes``, rows whose sequence has ended: a static batch computes them for nothing."""
-    width = 1
-    iteration = 0
-    """The count of decode iterations after this one: a sequence's last token comes with a known count."""
-    repeatable = False
-    """Decoding sequences and nothing else happens: nobody joins, leaves, stalls or is turned away."""
-    forwards: list[Batch] | None = None
-    """Where one iteration is several forwards (micro-batches), each of them."""
-    notes: dict[str, object] | None = None
+    __slots__ = (
+        "blocks_copied",
+        "blocks_swapped_in",
+        "blocks_swapped_out",
+        "cached",
+        "decode_context",
+        "decodes",
+        "failed",
+        "forwards",
+        "idle_rows",
+        "iteration",
+        "joining",
+        "notes",
+        "num_decodes",
+        "padded_tokens",
+        "preempted",
+        "prefills",
+        "rejected",
+        "repeatable",
+        "stalled",
+        "suspended",
+        "width",
+    )
 
     def __init__(self) -> None:
+        self.num_decodes = 0
+        self.decode_context = 0
         self.prefills: list[tuple[Request, int, int]] = []
         self.joining: list[Request] = []
+        self.decodes: list[Request] | None = None
+        """The decoding sequences one by one, where the policy was asked for them (``explicit``) or left some out."""
         self.stalled: list[Request] = []
         """Decoding sequences that this iteration leaves out: they stay one token behind."""
         self.preempted: list[Request] = []
@@ -83,6 +89,21 @@ class Batch:
         """The driver's: preempted sequences that had tokens when they lost their blocks."""
         self.cached: dict[Request, int] = {}
         """Tokens found in the prefix cache, for each request admitted by this iteration."""
+        self.blocks_copied = 0
+        self.blocks_swapped_in = 0
+        self.blocks_swapped_out = 0
+        self.padded_tokens = 0
+        """Tokens computed for nothing because a padded batch is rectangular."""
+        self.idle_rows = 0
+        """Of ``num_decodes``, rows whose sequence has ended: a static batch computes them for nothing."""
+        self.width = 1
+        self.iteration = 0
+        """The count of decode iterations after this one: a sequence's last token comes with a known count."""
+        self.repeatable = False
+        """Decoding sequences and nothing else happens: nobody joins, leaves, stalls or is turned away."""
+        self.forwards: list[Batch] | None = None
+        """Where one iteration is several forwards (micro-batches), each of them."""
+        self.notes: dict[str, object] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -99,21 +120,6 @@ class Batch:
             yield request, self.width
         for request, chunk, _ in self.prefills:
             yield request, chunk
-
-
-NOTHING: Any = ()
-
-
-class DecodeBatch(Batch):
-    """A repeatable batch, made in a third of the time: *num_decodes* sequences and nothing else to tell."""
-
-    prefills = joining = stalled = preempted = rejected = failed = suspended = cached = NOTHING
-    repeatable = True
-
-    def __init__(self, num_decodes: int, decode_context: int, iteration: int) -> None:
-        self.num_decodes = num_decodes
-        self.decode_context = decode_context
-        self.iteration = iteration
 
 
 class Scheduler(ABC):

@@ -156,7 +156,13 @@ class BlockManager:
             plain = n
         ids = None if self._free_ids is None else [self._free_ids.pop() for _ in range(plain)]
         if plain < n:
-            self._evict(n - plain, ids)
+            n -= plain
+            span = next(iter(self._lru))
+            if ids is None and span.hi - span.lo > n:  # by far the commonest: the oldest run gives its end
+                span.hi -= n
+                self.num_cached_free -= n
+            else:
+                self._evict(n, ids)
         return ids
 
     def _evict(self, n: int, ids: list[int] | None) -> None:
@@ -283,13 +289,22 @@ class BlockManager:
         full, block = tokens // self.block_size, request.registered
         if full <= block or not self.prefix_caching:
             return
-        node, position = self.root, 0
-        for content_id, length in request.content:
+        content, size = request.content, self.block_size
+        # The way to a block that the request holds stays in the tree: go on from where the last one was added.
+        node, position, first = request.cursor or (self.root, 0, 0)
+        for at in range(first, len(content)):
+            content_id, length = content[at]
+            parent, start = node, position
             node, position = self._child(node, (position, content_id)), position + length
-            stop = min(position // self.block_size, full)
+            stop = position // size
+            if stop > full:
+                stop = full
             if stop > block:
                 self._add_span(request, node, block, stop)
+                request.cursor = parent, start, at
                 block = stop
+                if stop == full:
+                    break
         if full > block:
             self._add_span(request, self._own(request, node, position), block, full)
         request.registered = full
@@ -354,7 +369,10 @@ class BlockManager:
                     self._free_plain(request, plain)
                 self._queue(Span(None, 0, own))
                 request.num_blocks = request.registered
-                self.free(request)
+                if request.held:
+                    self.free(request)
+                else:
+                    request.num_blocks = 0
                 return
         self.register(request, tokens)
         self.free(request)
@@ -368,6 +386,7 @@ class BlockManager:
         for span, lo, hi in reversed(held):
             self._release(span, (lo, hi))
         held.clear()
+        request.cursor = None
         request.num_blocks = request.registered = 0
         if self._free_ids is not None:
             self.tables.pop(request, None)

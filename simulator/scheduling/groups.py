@@ -123,7 +123,7 @@ class Sharing:
         holder = Request(f"{sequence.id} (shared)", 0, 0)
         holder.num_blocks = count
         sequence.num_blocks -= count
-        holder.held, sequence.held = sequence.held, []
+        holder.held, sequence.held, sequence.cursor = sequence.held, [], None
         holder.registered, sequence.registered = sequence.registered, 0
         sequence.state = Branch(sequence.state, holder, end)
         self.num_chained += count

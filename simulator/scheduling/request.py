@@ -47,6 +47,8 @@ class Request:
     ticket = -1
     """The executor's: the count of decode iterations with which the request ends, and which note of it holds."""
     own_node: Any = None
+    cursor: Any = None
+    """The block manager's: where in the tree of contents the registration of this request goes on."""
     group: Any = None
     deadline: float | None = None
     state: Any = None

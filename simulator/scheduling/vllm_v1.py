@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from simulator.errors import CapacityError, ConfigurationError
-from simulator.scheduling.base import Batch, DecodeBatch, Scheduler
+from simulator.scheduling.base import Batch, Scheduler
 from simulator.scheduling.blocks import BlockManager, Hit
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
@@ -134,7 +134,8 @@ class VllmV1(Scheduler):
             raise CapacityError(
                 f"the prompt leaves no room for output within max_model_len {self.max_model_len}"
             )
-        request.max_tokens = min(request.max_tokens, room)
+        if request.max_tokens > room:
+            request.max_tokens = room
         self._enqueue(request)
 
     def _enqueue(self, request: Request, *, front: bool = False) -> None:
@@ -187,11 +188,11 @@ class VllmV1(Scheduler):
     def _chunk(self, wanted: int, budget: int, threshold: int) -> int:
         if 0 < threshold < wanted:
             wanted = threshold
-        return min(wanted, budget)
+        return wanted if wanted < budget else budget
 
     # running: the short cut
 
-    def _decode_only(self) -> DecodeBatch | None:
+    def _decode_only(self) -> Batch | None:
         """One token for everybody, where nobody prefills or can be admitted. None: there is no room for it."""
         decoding, blocks = self.decoding, self.blocks
         decodes, iteration = decoding.count, decoding.iteration
@@ -202,7 +203,10 @@ class VllmV1(Scheduler):
             blocks.take(need)
         decoding.iteration = iteration = iteration + 1
         decoding.computed = computed = decoding.computed + decodes
-        return DecodeBatch(decodes, computed, iteration)
+        batch = Batch()
+        batch.num_decodes, batch.decode_context, batch.iteration = decodes, computed, iteration
+        batch.repeatable = True
+        return batch
 
     def _run_counted(self, batch: Batch) -> int | None:
         """Give every running request its tokens by counting; the budget left. None: somebody's turn matters."""
@@ -232,8 +236,10 @@ class VllmV1(Scheduler):
         """The next chunk of every request with prompt left. None: a decoding one comes after one of them."""
         if next(iter(self._prefilling)).order < self._last_decoder:
             return None
-        threshold, chunks = self._threshold(), []
+        threshold, chunks = self._threshold() if self.threshold else 0, []
         for request in self._prefilling:
+            if budget <= 0:
+                break
             chunk = self._chunk(request.target - request.computed, budget, threshold)
             if chunk > 0:
                 chunks.append((request, chunk))
@@ -340,11 +346,13 @@ class VllmV1(Scheduler):
         threshold = self._threshold() if self.threshold else 0
         passed: list[Request] = []
         while budget > 0 and self._line and len(self.running) < self.max_num_seqs:
-            if self._still_blocked():
+            if self._blocked is not None and self._still_blocked():
                 break
             request = self._queue[0][3] if self.by_priority else self.waiting[0]
             hit = self.blocks.match(request, request.target - 1)
-            context = max(hit.blocks * self.block_size, request.ready)
+            context = hit.blocks * self.block_size
+            if request.ready > context:
+                context = request.ready
             wanted = request.target - context
             if 0 < threshold < wanted:
                 wanted = threshold
@@ -362,7 +370,7 @@ class VllmV1(Scheduler):
                 self._block(request, hit)
                 break
             self._pop()
-            self._start(batch, request, hit, chunk)
+            self._start(batch, request, hit, context, chunk)
             budget -= chunk
         for request in reversed(passed):
             self._enqueue(request, front=True)
@@ -384,13 +392,13 @@ class VllmV1(Scheduler):
         self._blocked = None
         return heapq.heappop(self._queue)[3] if self.by_priority else self.waiting.popleft()
 
-    def _start(self, batch: Batch, request: Request, hit: Hit, chunk: int) -> None:
+    def _start(self, batch: Batch, request: Request, hit: Hit, context: int, chunk: int) -> None:
         if hit.blocks:
             self.blocks.touch(request, hit)
-        request.computed = request.cached_tokens = max(hit.blocks * self.block_size, request.ready)
+        request.computed = request.cached_tokens = context
         if request.ready:
             request.ready = 0  # a preemption loses it
-        batch.cached[request] = request.computed
+        batch.cached[request] = context
         request.status = RUNNING
         request.order = self._num_admitted
         self._num_admitted += 1
@@ -410,7 +418,8 @@ class VllmV1(Scheduler):
                 if request.order > self._last_decoder:
                     self._last_decoder = request.order
                 if self.depth > 1:
-                    self._push_limit(request)
+                    request.state = at = self.decoding.iteration + request.max_tokens - request.generated
+                    heapq.heappush(self._limits, (at, request.order, request))
                 batch.joining.append(request)
 
     def _push_limit(self, request: Request) -> None:
@@ -423,7 +432,7 @@ class VllmV1(Scheduler):
         decoding, limits = self.decoding, self._limits
         while limits and limits[0][0] <= decoding.iteration:
             at, _, request = heapq.heappop(limits)
-            if request not in decoding or request.state != at:
+            if request.phase < 0 or request.state != at:
                 continue
             if decoding.generated(request) < request.max_tokens:  # it missed a turn
                 self._push_limit(request)
@@ -503,12 +512,12 @@ class VllmV1(Scheduler):
         return self.levels()[3:]
 
     def levels(self) -> tuple[float, float, float, float, float, float, float]:
-        blocks, tokens = self.blocks, self.decoding.computed
+        blocks, tokens, size = self.blocks, self.decoding.computed, self.block_size
         for request in self._prefilling:
             tokens += request.computed
         used = blocks.num_blocks - blocks.num_free
-        shared = blocks.num_shared * self.block_size
-        internal = used * self.block_size + shared - tokens
+        shared = blocks.num_shared * size
+        internal = used * size + shared - tokens
         return len(self._line), used, blocks.num_cached_free, 0.0, internal, 0.0, shared
 
 

@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 Prefills = Sequence[tuple[int, int]]
 _DecodeEntry = tuple[float, float, float, "array[float]"]
 
-SCALAR_STEPS = 12
+SCALAR_STEPS = 32
 """Segments shorter than this are evaluated in Python, longer ones by numpy."""
 
 DENSE_TOKENS = 16_384
@@ -104,10 +104,22 @@ class StepTime:
     def segment(self, num_decodes: int, decode_context: int, n: int) -> list[float] | Array:
         """Durations of *n* decode iterations between which every context grows by one token."""
         last = decode_context + (n - 1) * num_decodes
+        entry = self._decodes.get(num_decodes) or self._decode_batch(num_decodes)
+        if decode_context < num_decodes or last >= 2 ** (len(entry[3]) // KNOTS - 1):
+            self._decode_batch(num_decodes, decode_context)  # is told what is wrong, if anything
+            entry = self._decode_batch(num_decodes, last)
+        base, least, extra, knots = entry
         if n < SCALAR_STEPS:
-            return [self.seconds(num_decodes, s) for s in range(decode_context, last + 1, num_decodes)]
-        self.seconds(num_decodes, decode_context), self.seconds(num_decodes, last)  # both inside the table
-        base, least, extra, knots = self._decodes[num_decodes]
+            durations = []
+            for context in range(decode_context, last + 1, num_decodes):
+                mantissa, exponent = frexp(context)  # `seconds` without its checks
+                place = (mantissa - 0.5) * (2 * KNOTS)
+                step = int(place)
+                at = (exponent - 1) * KNOTS + step
+                low = knots[at]
+                device = base + (low + (place - step) * (knots[at + 1] - low))
+                durations.append((device if device > least else least) + extra)
+            return durations
         contexts = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
         return np.asarray(np.maximum(base + read_curve_many(knots, contexts), least) + extra)
 
@@ -145,7 +157,7 @@ class StepTime:
         for chunk, _ in prefills:
             new_tokens += chunk
         base, launch = self._mixed_bases.get(new_tokens) or self._mixed_base(new_tokens)
-        attention = self.prefill_attention(prefills)
+        attention = self._prefill_attention.seconds(prefills)
         if num_decodes:
             decoding = self.decode_attention(num_decodes, decode_context)
             attention = (attention + decoding) * traits.mixed_attention_factor
