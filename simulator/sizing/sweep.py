@@ -79,14 +79,17 @@ def simulate_run(run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
-    """The executor of the Dask cluster at *address*. Raises `ConfigurationError` where there is none."""
+def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
+    """The executor of the Dask cluster at *address*, waiting *timeout* s for it.
+
+    Raises `ConfigurationError` where there is none.
+    """
     try:
         from distributed import Client
     except ImportError:
         raise ConfigurationError("--cluster needs Dask: pip install servesim[cluster]") from None
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigurationError(
             f"cluster {address!r}: cannot be reached: {' '.join(str(error).split())}"

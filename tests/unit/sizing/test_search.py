@@ -135,10 +135,13 @@ def test_what_cannot_be_searched_is_refused(trace: Trace) -> None:
         Search(trace, SLO, space(gpus=("l4",)), prices=Prices({})).run()
 
 
-def test_a_cheaper_price_changes_the_winner(trace: Trace) -> None:
-    gifts = Prices({**Prices.load().quotes, "l4-24gb": Quote(0.01, "a gift")})
-    result = Search(trace, SLO, space(dtypes=(None,)), gifts, requests=400, confirm_runs=2).run()
-    assert result.best.candidate.deployment.gpu == "l4-24gb"
+def test_a_price_changes_the_winner() -> None:
+    dear = Prices({**Prices.load().quotes, "l4-24gb": Quote(50.0, "a bad contract")})
+    two = space(gpus=("h100", "l4"), tensor_parallel_sizes=(1,), max_num_batched_tokens=(None,))
+    slow = parse_slo(["ttft:p99:4000", "tpot:p99:200"])
+    for prices, winner in ((Prices.load(), "l4-24gb"), (dear, "h100-sxm-80gb")):
+        result = Search(chat(300, 6.0), slow, two, prices, requests=200, confirm_runs=2).run()
+        assert result.best.candidate.deployment.gpu == winner
 
 
 def test_what_is_skipped_says_why(trace: Trace) -> None:

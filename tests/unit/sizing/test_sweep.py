@@ -220,7 +220,7 @@ def test_an_unreachable_cluster_says_so() -> None:
     port = random.randint(50000, 60000)
     with (
         pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}.*cannot be reached"),
-        dask_executor(f"tcp://127.0.0.1:{port}"),
+        dask_executor(f"tcp://127.0.0.1:{port}", timeout=1),
     ):
         pass
 
