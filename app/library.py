@@ -17,7 +17,7 @@ from typing import Literal
 
 from simulator.errors import ConfigurationError, SimError
 
-__all__ = ["bundled", "error_text", "path_of", "store", "title_of", "uploads"]
+__all__ = ["bundled", "error_text", "path_of", "plain", "store", "title_of", "uploads"]
 
 MAX_BYTES = 2**30
 LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1}
@@ -89,8 +89,13 @@ def title_of(key: str) -> str:
 
 
 def error_text(error: SimError) -> str:
-    """The error in one line, without the folder of uploads."""
-    return re.sub(re.escape(_folder().name) + r"/[0-9a-f]{16}/", "", str(error))
+    """The error in one line, without the folder of uploads, ready to be drawn."""
+    return plain(re.sub(re.escape(_folder().name) + r"/[0-9a-f]{16}/", "", str(error)))
+
+
+def plain(text: str) -> str:
+    """*text* with what Markdown would take for its own marked as text: ``tpot:p99:100:`` ends in an emoji."""
+    return re.sub(r"([\\`*_\[\]$:~<>])", r"\\\1", text)
 
 
 def _is_key(key: str) -> bool:

@@ -47,7 +47,7 @@ def controls() -> View | None:
     """Draw the controls and return what they say; None where something is wrong, which is said."""
     with st.sidebar:
         if st.session_state["link_error"]:
-            st.error(f"The link could not be followed: {st.session_state['link_error']}")
+            st.error(f"The link could not be followed: {library.plain(st.session_state['link_error'])}")
         _traffic()
         _deployment()
         _limits()

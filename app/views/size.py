@@ -92,14 +92,14 @@ def _progress(job: searching.Job) -> None:
         st.rerun()
     with st.status(job.said[-1] if job.said else "screening the choices", expanded=True):
         for line in job.said:
-            st.markdown(_plain(line))
+            st.markdown(library.plain(line))
     st.button("Stop", icon=":material/stop_circle:", on_click=job.stop)
 
 
 def _answer(view: View, found: dict[str, Any]) -> None:
-    st.success(_plain(headline(found)), icon=":material/check_circle:")
+    st.success(library.plain(headline(found)), icon=":material/check_circle:")
     for line in paragraphs(found):
-        st.markdown(f"- {_plain(line.strip())}")
+        st.markdown(f"- {library.plain(line.strip())}")
     st.markdown("**Plans**, cheapest first; follow a link to its simulation")
     rows = [_row(view, plan) for plan in found["ranking"]]
     link = st.column_config.LinkColumn("simulation", display_text="open")
@@ -116,7 +116,7 @@ def _answer(view: View, found: dict[str, Any]) -> None:
         names = ("tokens_per_s_per_user", "tokens_per_s_per_gpu", "tokens/s of a user", "tokens/s per GPU")
         charts.draw(_front(points, front, *names), "speed")
     for line in found["would_change"]:
-        st.markdown(f"- Would change the answer: {_plain(line)}")
+        st.markdown(f"- Would change the answer: {library.plain(line)}")
     with st.container(horizontal=True):
         page_text = sizing_html(found)
         st.download_button("Report (HTML)", page_text, "size.html", "text/html", on_click="ignore")
@@ -137,7 +137,7 @@ def _row(view: View, plan: dict[str, Any]) -> dict[str, Any]:
         "$/h": round(plan["usd_per_hour"], 2),
         "requests/s per replica": round(plan["capacity"]["request_rate"], 2),
         "of the limit (%)": None if worst is None else round(100 * worst, 1),
-        "simulation": f"/what-if?{state.address(chosen)}",
+        "simulation": f"/?{state.address(chosen)}",
     }
 
 
@@ -169,7 +169,3 @@ def _command(view: View, gpus: list[str], widths: list[int], formats: list[str],
     words += " --max-num-seqs default --max-num-batched-tokens default"
     words += f" --max-cost {most:g}" if most else ""
     return f"{view.generate_command}\n{words}" if view.described else words
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", "\\$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts, pinned, running, sidebar, state, tiles, work
+from app import charts, library, pinned, running, sidebar, state, tiles, work
 from app.view import View
 from hwprofiles import load_profile
 from simulator import Result
@@ -92,7 +92,7 @@ def _cost(view: View, result: Result) -> str:
 
 def _warnings(result: Result) -> None:
     if result.warnings:
-        st.warning("  \n".join(result.warnings), icon=":material/warning:")
+        st.warning("  \n".join(map(library.plain, result.warnings)), icon=":material/warning:")
 
 
 def _where(view: View, result: Result) -> None:
@@ -109,8 +109,8 @@ def _where(view: View, result: Result) -> None:
 
 
 def _rests(result: Result) -> None:
-    st.markdown("\n".join(f"- {line}" for line in result.resolved.provenance))
-    st.caption(f"Chosen for you: {'; '.join(result.resolved.chosen)}")
+    st.markdown("\n".join(f"- {library.plain(line)}" for line in result.resolved.provenance))
+    st.caption(f"Chosen for you: {library.plain('; '.join(result.resolved.chosen))}")
 
 
 def _share(view: View) -> None:

@@ -160,3 +160,20 @@ def test_the_scheduler_is_watched_step_by_step(visit):
     slider.press("ArrowRight")
     page.get_by_text("R0 decodes one token").first.wait_for(timeout=20_000)
     visitor.picture("step-by-step")
+
+
+def test_sizing_can_be_stopped_and_finds_the_cheapest(visit):
+    visitor = visit()
+    page = visitor.open("size?num_prompts=100")
+    page.get_by_role("button", name="Find the cheapest").click()
+    page.get_by_role("button", name="Stop", exact=True).click(timeout=20_000)
+    page.get_by_text("Stopped.").wait_for(timeout=30_000)
+    for name, surplus in (("GPUs", 2), ("GPUs per layer (TP)", 1)):
+        page.get_by_role("combobox", name=name, exact=True).focus()
+        for _ in range(surplus):
+            page.keyboard.press("Backspace")
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name="Find the cheapest").click()
+    page.get_by_text("Run 1 replica of 1 x h100-sxm-80gb").wait_for(timeout=40_000)
+    page.get_by_text("tpot:p99:100: ").wait_for()
+    visitor.picture("size")
