@@ -23,6 +23,7 @@ from simulator.cli import (
     models,
     report,
     run,
+    serve,
     size,
     sweep,
     systems,
@@ -67,6 +68,7 @@ app.command("size")(size.size)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("export")(report.export)
+app.command("serve")(serve.serve)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
 

@@ -1,0 +1,108 @@
+"""The simulated device behind the real server: it answers like the engine and takes the time that was predicted."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+httpx = pytest.importorskip("httpx")
+from engine.batch import Row, pack  # noqa: E402
+from engine.params import SamplingParams  # noqa: E402
+from engine.server import Limits, Update, create_app  # noqa: E402
+from engine.server.loop import EngineLoop  # noqa: E402
+from engine.simulated import PredictedDevice  # noqa: E402
+from simulator.cli.serve import make_loop  # noqa: E402
+from simulator.deployment import Deployment  # noqa: E402
+from simulator.scheduling.system import list_systems  # noqa: E402
+
+SYSTEMS = [s.name for s in list_systems() if s.same_as is None and s.offload is None]
+
+
+@pytest.fixture
+def loop() -> Iterator[EngineLoop]:
+    made = make_loop(Deployment.of(model="llama-3.1-8b", gpu="h100", max_num_seqs=8).resolve())
+    made.start()
+    yield made
+    made.stop("the test is over")
+
+
+def finish(loop: EngineLoop, prompt: list[int], params: SamplingParams) -> list[Update]:
+    """Every update of one request."""
+    updates: queue.Queue[Update] = queue.Queue()
+    loop.submit(f"r{time.perf_counter()}", prompt, params, updates.put)
+    got = [updates.get(timeout=10)]
+    while got[-1].finish_reason is None and got[-1].error is None:
+        got.append(updates.get(timeout=10))
+    return got
+
+
+def test_a_request_lasts_as_long_as_predicted(loop: EngineLoop) -> None:
+    resolved = Deployment.of(model="llama-3.1-8b", gpu="h100", max_num_seqs=8).resolve()
+    start = time.perf_counter()
+    updates = finish(loop, [5] * 512, SamplingParams(max_tokens=40))
+    taken = time.perf_counter() - start
+    steps = [resolved.steptime.seconds(0, 0, [(512, 0)])]
+    steps += [resolved.steptime.seconds(1, 513 + i, ()) for i in range(39)]
+    assert taken >= 0.99 * sum(steps)  # never faster than the device; how much slower is up to this machine
+    assert sum(len(update.tokens) for update in updates) == 40
+    assert updates[-1].finish_reason == "length"
+    assert all("a" <= letter <= "z" for update in updates for letter in update.text)
+
+
+def test_a_busy_device_makes_up_for_the_time_between_steps() -> None:
+    device = PredictedDevice(lambda *_: 0.01, 300, 16)
+    batch = pack([Row([1], 3, torch.arange(1, dtype=torch.int32).numpy())], 16)
+    start = time.perf_counter()
+    for _ in range(20):
+        device.run(batch)
+        time.sleep(0.004)  # work of the host that the law has counted
+    assert time.perf_counter() - start >= 0.2
+    assert device.lag < 0.2
+    device.rest()
+    began = time.perf_counter()
+    device.run(batch)
+    assert time.perf_counter() - began >= 0.01
+
+
+def test_the_device_is_told_of_decodes_and_chunks() -> None:
+    seen = []
+    device = PredictedDevice(lambda *batch: seen.append(batch) or 0.0, 300, 16)  # type: ignore[func-returns-value]
+    blocks = torch.arange(8, dtype=torch.int32).numpy()
+    device.run(pack([Row([1], 30, blocks), Row([1] * 20, 16, blocks), Row([2], 3, blocks)], 16))
+    assert seen == [(2, 31 + 4, [(20, 16)])]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_serves(system: str) -> None:
+    loop = make_loop(
+        Deployment.of(model="llama-3.1-8b", gpu="h100", system=system, num_gpu_blocks=12000).resolve()
+    )
+    loop.start()
+    try:
+        updates = finish(loop, [7] * 40, SamplingParams(max_tokens=4))
+        assert sum(len(update.tokens) for update in updates) == 4, updates
+    finally:
+        loop.stop("the test is over")
+
+
+def test_it_speaks_http_and_has_no_probabilities(loop: EngineLoop) -> None:
+    import asyncio
+
+    async def talk() -> None:
+        transport = httpx.ASGITransport(app=create_app(loop, Limits()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://sim") as client:
+            body = {"model": "llama-3.1-8b", "prompt": "hello", "max_tokens": 5, "ignore_eos": True}
+            answer = await client.post("/v1/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == 5
+            refused = await client.post("/v1/completions", json={**body, "logprobs": 2})
+            assert refused.status_code == 400
+            assert "has no probabilities" in refused.json()["error"]["message"]
+            assert "vllm:" in (await client.get("/metrics")).text
+
+    asyncio.run(talk())
