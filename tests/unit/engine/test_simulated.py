@@ -79,9 +79,7 @@ def test_the_device_is_told_of_decodes_and_chunks() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_serves(system: str) -> None:
-    loop = make_loop(
-        Deployment.of(model="llama-3.1-8b", gpu="h100", system=system, num_gpu_blocks=12000).resolve()
-    )
+    loop = make_loop(Deployment.of(model="llama-3.1-8b", gpu="h100", system=system).resolve())
     loop.start()
     try:
         updates = finish(loop, [7] * 40, SamplingParams(max_tokens=4))
