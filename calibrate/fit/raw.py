@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from calibrate.fit.families import FAMILIES
 from calibrate.fit.law_fit import LawFit, error_summary
 from calibrate.fit.profiles import LEAST_ROWS
 from calibrate.measure.records import RawFolder
@@ -38,6 +39,8 @@ from simulator.steptime.laws import LawSet
 __all__ = ["RawFit", "fit_raw", "host_traits", "step_frame"]
 
 HEADROOM = 1.25
+LEAST_STREAM = 6
+"""Rows for a law of two coefficients; others need `LEAST_ROWS`."""
 LEAST_SURFACE = 30
 """Rows from which a law is corrected: they are of the one model that the profile will be used for."""
 STANDS_FOR = {"float32": "bf16"}
@@ -97,7 +100,7 @@ def _frames(raw: Path) -> Frames:
 def _groups(frames: Frames) -> Iterable[tuple[str, str, pd.DataFrame]]:
     for family, frame in frames.items():
         for dtype, rows in frame.groupby("dtype", sort=True):
-            if len(rows) >= LEAST_ROWS:
+            if len(rows) >= (LEAST_STREAM if FAMILIES[family].form == "stream" else LEAST_ROWS):
                 yield family, str(dtype), rows
 
 
