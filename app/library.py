@@ -17,7 +17,7 @@ from typing import Literal
 
 from simulator.errors import ConfigurationError, SimError
 
-__all__ = ["bundled", "error_text", "path_of", "plain", "store", "title_of", "uploads"]
+__all__ = ["bundled", "error_text", "path_of", "plain", "store", "title_of", "trace_path", "uploads"]
 
 MAX_BYTES = 2**30
 LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1}
@@ -73,12 +73,19 @@ def path_of(key: str) -> str:
     if key in bundled():
         return str(bundled()[key])
     if not _is_key(key):
-        if "/" in key or "\\" in key or key.endswith((".json", ".yaml", ".yml")):
+        if "/" in key or "\\" in key or key.endswith((".json", ".yaml", ".yml")) or Path(key).exists():
             raise ConfigurationError(f"{key!r}: must be a name or an upload, not a path")
         return key
     if not _place(key).exists():
         raise ConfigurationError(f"{title_of(key)}: no longer on this server: upload it again")
     return str(_place(key))
+
+
+def trace_path(key: str) -> str:
+    """Where the trace under *key* lies. Raises `ConfigurationError` for anything that was not offered."""
+    if key not in bundled() and not key.startswith("trace:"):
+        raise ConfigurationError(f"source {key!r}: no such trace is offered here")
+    return path_of(key)
 
 
 def title_of(key: str) -> str:

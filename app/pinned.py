@@ -71,7 +71,10 @@ def label(view: View, first: View, index: int) -> str:
     """A letter and what sets the variant apart from the first."""
     letter = "ABCDE"[index]
     if view == first:
-        return f"{letter} {library.title_of(view.model)}, {library.title_of(view.gpu)}, {view.system}"
+        gpus = view.tensor_parallel_size * view.pipeline_parallel_size * view.num_replicas
+        return (
+            f"{letter} {library.title_of(view.model)}, {gpus} × {library.title_of(view.gpu)}, {view.system}"
+        )
     differing = [name for name in View.model_fields if getattr(view, name) != getattr(first, name)]
     return f"{letter} {', '.join(_difference(view, name) for name in differing)}"
 

@@ -120,7 +120,7 @@ def _described(view: View, spread: str) -> Trace:
 
 def _read(view: View, spread: str) -> Trace:
     return read_trace(
-        library.path_of(view.source),
+        library.trace_path(view.source),
         format=view.format or None,
         time_unit=view.time_unit or None,
         spread=spread,
