@@ -21,6 +21,7 @@ from calibrate.fit.raw import host_traits, predicted_steps, step_frame
 from hwprofiles import load_profile
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import InputError
+from simulator.scheduling.system import find_system
 from simulator.simulation import Result, simulate
 from simulator.steptime import HostTraits, StepTime
 from simulator.workload import Trace
@@ -29,7 +30,7 @@ __all__ = ["Comparison", "compare_run", "read_recording", "resolve_recorded"]
 
 Vector = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-NEEDED = ("model", "system", "limits", "num_gpu_blocks", "graph_sizes", "requests", "steps")
+NEEDED = ("model", "system", "limits", "num_gpu_blocks", "block_size", "graph_sizes", "requests", "steps")
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ def resolve_recorded(recording: Mapping[str, Any], profile: str, model: str | No
     """The recorded deployment on *profile*: the engine's limits, and its host instead of a product's."""
     limits = dict(recording["limits"])
     stated = {name: limits[name] for name in ("block_size", "max_model_len") if name in limits}
+    tokens = recording["num_gpu_blocks"] * recording["block_size"]
+    block = limits.get("block_size", find_system(recording["system"]).block_size)
     resolved = Deployment.of(
         model=model or recording["model"],
         gpu=profile,
         system=recording["system"],
-        num_gpu_blocks=recording["num_gpu_blocks"],
+        num_gpu_blocks=tokens // block,  # a policy without the option has a block size of its own
         **stated,
     ).resolve()
     traits = host_traits(resolved.profile.host, recording["graph_sizes"])

@@ -108,6 +108,7 @@ def record_run(
         "system": system,
         "limits": _limits(llm, system),
         "num_gpu_blocks": llm.runner.cache.num_blocks,
+        "block_size": llm.runner.cache.block_size,
         "graph_sizes": [] if llm.runner.graphs is None else list(llm.runner.graphs.sizes),
         "clock": type(clock).__name__,
         "requests": [asdict(request) for request in run.requests],
