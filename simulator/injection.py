@@ -40,7 +40,7 @@ class OpenLoop:
         self._rows: list[tuple[float, int, int, int, int, int]] = []
         self._has_content = len(trace.content_ids) > 0
         self._names = trace.request_id
-        adapters: list[str | None] | None = list(trace.lora) if len(trace.lora.names) else None
+        adapters: list[str | None] | None = [*iter(trace.lora)] if len(trace.lora.names) else None
         self._adapters = adapters
         self._named = _named_outputs(trace)
         self._load()
