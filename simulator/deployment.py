@@ -126,7 +126,9 @@ class Deployment(BaseModel):
         offload = None if system.offload is None else system.offload(model, precision, limits)
         if offload is not None:
             limits |= offload.limits
-            chosen += [f"{name}: {value:.4g} (follows from the model)" for name, value in offload.limits.items()]
+            chosen += [
+                f"{name}: {value:.4g} (follows from the model)" for name, value in offload.limits.items()
+            ]
         budget = self._budget(model, profile, parallelism, precision, system, limits, offload)
         warnings = self._fit_context(model, limits, budget, chosen)
         traits = load_traits(

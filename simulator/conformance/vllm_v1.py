@@ -60,7 +60,9 @@ def _step(scheduler: VllmV1, outputs: dict[str, int], step: int) -> dict[str, An
         ours["scheduled"] = {request.id: tokens for request, tokens in batch.rows()}
         ours["new_cached"] = {request.id: tokens for request, tokens in batch.cached.items()}
         ours["preempted"] = sorted(request.id for request in batch.preempted)
-        ended = [r for r in (*(batch.decodes or ()), *batch.joining) if _generated(scheduler, r) == outputs[r.id]]
+        ended = [
+            r for r in (*(batch.decodes or ()), *batch.joining) if _generated(scheduler, r) == outputs[r.id]
+        ]
         scheduler.commit(batch, ended, step)
         ours["finished"] = sorted(request.id for request in ended)
     ours["running"] = scheduler.num_running

@@ -117,12 +117,26 @@ def test_every_request_ends_and_every_block_returns(system: System, make_small: 
     def check(batch: Any, alive: set[Request]) -> None:
         assert 0 <= scheduler.blocks_used <= scheduler.num_blocks
         assert scheduler.num_running + scheduler.num_waiting == len(alive)
-        told = batch.prefills or batch.joining or batch.preempted or batch.stalled or batch.rejected or batch.failed
+        told = (
+            batch.prefills
+            or batch.joining
+            or batch.preempted
+            or batch.stalled
+            or batch.rejected
+            or batch.failed
+        )
         assert not (batch.repeatable and told), "a driver looks only at batches that do not repeat"
         rows = [request for request, tokens in batch.rows() if tokens > 0]
         assert len(rows) == len(set(rows)), "a sequence twice in one iteration"
         if batch.repeatable:
-            others = (batch.prefills, batch.joining, batch.preempted, batch.stalled, batch.rejected, batch.failed)
+            others = (
+                batch.prefills,
+                batch.joining,
+                batch.preempted,
+                batch.stalled,
+                batch.rejected,
+                batch.failed,
+            )
             assert not any(others), "a repeatable batch does nothing but decode"
         budget = getattr(scheduler, "max_num_batched_tokens", None)
         if budget is not None and system.name.startswith("vllm"):
