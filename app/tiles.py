@@ -100,6 +100,8 @@ def _context(tile: Tile, summary: Summary) -> str | None:
     if summary.intervals is not None and tile.key in summary.intervals.values:
         display = tile.display.replace("d", ".1f")
         low, high = (_text(v, display) for v in summary.intervals.values[tile.key])
+        number, _, unit = low.partition(" ")
+        low = number if unit and high.endswith(f" {unit}") else low
         return f"{summary.intervals.level:.0%}: {low} – {high}"
     for word, key, display in tile.more:
         if summary.values.get(key) is not None:

@@ -103,7 +103,7 @@ class Visitor:
     def open(self, path: str = "") -> Page:
         """Go to a page and wait until it is drawn."""
         self.page.goto(f"{self.address}/{path}")
-        self.page.locator("h3").first.wait_for(timeout=30_000)
+        self.page.locator("[data-testid=stMain] h3").first.wait_for(timeout=30_000)
         return self.settle()
 
     def settle(self) -> Page:
@@ -120,6 +120,7 @@ class Visitor:
 
     def tiles(self) -> list[str]:
         """The numbers on all tiles."""
+        self.page.get_by_test_id("stMetricValue").first.wait_for(timeout=20_000)
         return [text.strip() for text in self.page.get_by_test_id("stMetricValue").all_inner_texts()]
 
     def check(self) -> None:

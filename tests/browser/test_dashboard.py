@@ -56,6 +56,14 @@ def test_a_slower_gpu_shows_in_the_right_numbers_and_the_keyboard_moves_a_slider
     page.wait_for_url("**request_rate=5.6*", timeout=20_000)
 
 
+def test_intervals_stand_under_the_numbers(visit):
+    visitor = visit()
+    page = visitor.open("?num_prompts=50&intervals=true")
+    text = page.get_by_test_id("stMetric").filter(has_text="TPOT, median").inner_text()
+    low, high = (float(part) for part in re.search(r"90%: ([\d.]+) – ([\d.]+) ms", text).groups())
+    assert low < float(visitor.tile("TPOT, median").split()[0]) < high
+
+
 def test_the_copied_command_and_python_say_the_same(visit, tmp_path):
     visitor = visit()
     page = visitor.open("?num_prompts=300&burstiness=0.5&gpu=a100-sxm-80gb&max_num_seqs=64&num_prefixes=3")
