@@ -59,6 +59,14 @@ class StepSeries:
         self._offset = 0
         self._pack, self._row_size = _ROW.pack_into, _ROW.size
 
+    def __getstate__(self) -> dict[str, object]:
+        """A bound method of `struct` cannot be pickled; it is taken anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_pack"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._pack = _ROW.pack_into
+
     def append(
         self,
         time: float,

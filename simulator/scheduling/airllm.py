@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from simulator.scheduling.offloading import DISK, disk_layers
 from simulator.scheduling.static_systems import GENERATE
-from simulator.scheduling.system import System
+from simulator.scheduling.system import Device, System
 
 __all__ = ["SYSTEMS"]
+
+
+def _defaults(device: Device) -> dict[str, int]:
+    return {"max_model_len": 512}
+
 
 SYSTEMS = (
     System(
@@ -24,7 +29,7 @@ SYSTEMS = (
         status="read",
         policy="static:StaticBatch",
         fixed={"rules": GENERATE},
-        defaults=lambda device: {"max_model_len": 512},
+        defaults=_defaults,
         block_size=1,
         memory="static",
         traits="hf",

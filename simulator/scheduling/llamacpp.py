@@ -34,7 +34,7 @@ from simulator.scheduling.llamacpp_slots import (
 )
 from simulator.scheduling.offloading import CPU, cpu_layers
 from simulator.scheduling.request import FINISHED, RUNNING, Request
-from simulator.scheduling.system import System
+from simulator.scheduling.system import Device, System
 from simulator.scheduling.token_runs import Tokens
 
 __all__ = ["SYSTEMS", "LlamaCpp"]
@@ -382,6 +382,10 @@ class LlamaCpp(LlamaServer):
         batch.decode_context += n * batch.num_decodes
 
 
+def _python_defaults(device: Device) -> dict[str, int]:
+    return {"n_ctx": 2048, "n_batch": 512}
+
+
 SYSTEMS = (
     System(
         name="llama.cpp",
@@ -413,7 +417,7 @@ SYSTEMS = (
             "cache_ram_mib": 0,
             "slot_prompt_similarity": 0.0,
         },
-        defaults=lambda device: {"n_ctx": 2048, "n_batch": 512},
+        defaults=_python_defaults,
         block_size=1,
         memory="llamacpp",
         traits="llamacpp",

@@ -19,7 +19,7 @@ from __future__ import annotations
 from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Batch
 from simulator.scheduling.request import Request
-from simulator.scheduling.system import System
+from simulator.scheduling.system import Device, System
 from simulator.scheduling.unshared import UnsharedPages
 
 __all__ = ["SYSTEMS", "MlcLlm"]
@@ -141,6 +141,10 @@ class MlcLlm(UnsharedPages):
         return self.decoding.iterations_within(spare, limit) if spare >= 0 else 0
 
 
+def _defaults(device: Device) -> dict[str, int]:
+    return {"max_num_sequence": 128}
+
+
 SYSTEMS = (
     System(
         name="mlc-llm",
@@ -149,7 +153,7 @@ SYSTEMS = (
         source="mlc-llm 00c44c3c, cpp/serve/engine_actions/batch_prefill_base.cc; config.h 79d603f0; server mode",
         status="read",
         policy="mlc_llm:MlcLlm",
-        defaults=lambda device: {"max_num_sequence": 128},
+        defaults=_defaults,
         memory="static",
         traits="cpp",
         capacity="max_total_sequence_length",

@@ -532,6 +532,14 @@ def _defaults(device: Device, huge: tuple[int, int]) -> dict[str, int]:
     return {"max_num_batched_tokens": tokens, "max_num_seqs": seqs}
 
 
+def _defaults_0_33(device: Device) -> dict[str, int]:
+    return {**_defaults(device, (16384, 1024)), "async_scheduling": True}
+
+
+def _defaults_0_11(device: Device) -> dict[str, int]:
+    return _defaults(device, (8192, 1024))
+
+
 SYSTEMS = (
     System(
         name="vllm",
@@ -541,7 +549,7 @@ SYSTEMS = (
         status="recorded",
         policy="vllm_v1:VllmV1",
         fixed={"rules": V1_RULES["0.33"]},
-        defaults=lambda device: {**_defaults(device, (16384, 1024)), "async_scheduling": True},
+        defaults=_defaults_0_33,
     ),
     System(
         name="vllm-0.11",
@@ -551,7 +559,7 @@ SYSTEMS = (
         status="read",
         policy="vllm_v1:VllmV1",
         fixed={"rules": V1_RULES["0.11"]},
-        defaults=lambda device: _defaults(device, (8192, 1024)),
+        defaults=_defaults_0_11,
         memory="vllm-0.11",
         traits="vllm-0.11",
     ),
