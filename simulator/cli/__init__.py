@@ -22,6 +22,7 @@ from simulator.cli import (
     gpus,
     models,
     report,
+    reproduce,
     run,
     serve,
     size,
@@ -67,6 +68,7 @@ app.command("dashboard")(dashboard.dashboard)
 app.command("size")(size.size)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.command("export")(report.export)
 app.command("serve")(serve.serve)
 app.add_typer(calibrate, name="calibrate")

@@ -1,0 +1,68 @@
+"""``sim reproduce``: the field's well-known claims, published and as simulated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    claims: Annotated[
+        list[str] | None, typer.Argument(help="Which claims; all of them by default.", show_default=False)
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Show the claims, run nothing.")] = False,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with ShareGPT*.json and Mooncake's conversation_trace.jsonl, where you have them; lengths "
+            "with the published moments otherwise.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", show_default="one per core, at most 4")] = min(
+        os.cpu_count() or 1, 4
+    ),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print one table in Markdown.")] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all figures there.", show_default=False),
+    ] = None,
+) -> None:
+    """Reproduce published claims: the published figure beside ours, the set-up, and what is unknown about it.
+
+    All of ours are simulated here and now. Takes about two minutes on two cores.
+    """
+    import json
+
+    from simulator.claims import Workloads, find_claims
+    from simulator.claims import reproduce as run
+    from simulator.claims.wording import as_json, as_markdown, as_text
+
+    chosen = find_claims(claims or ())
+    if list_only:
+        _print_list(chosen)
+        return
+    results = []
+    for result in run(chosen, Workloads(traces), workers=min(workers, len(chosen))):
+        results.append(result)
+        if not markdown:
+            typer.echo(as_text(result) + "\n")
+    if markdown:
+        typer.echo(as_markdown(results))
+    if json_file is not None:
+        json_file.write_text(json.dumps([as_json(result) for result in results], indent=1), encoding="utf-8")
+
+
+def _print_list(chosen) -> None:  # type: ignore[no-untyped-def]
+    from simulator.claims.wording import published_rows
+
+    for claim in chosen:
+        typer.echo(f"{claim.id}: {claim.title}")
+        for _, label, figure in published_rows([claim]):
+            typer.echo(f"  {label}: {figure}")
+        typer.echo(f"  source: {claim.source}")
