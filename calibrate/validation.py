@@ -7,39 +7,38 @@ the profile predicts for that very batch, so that a difference in the metrics ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.fit.raw import host_traits, predicted_steps, step_frame
+from calibrate.fit.raw import predicted_steps, step_frame
+from calibrate.recorded import SameSteps, recorded_trace, resolve_recorded, simulate_same_steps
 from hwprofiles import load_profile
-from simulator.deployment import Deployment, Resolved
-from simulator.errors import InputError
-from simulator.scheduling.system import find_system
+from simulator.deployment import Resolved
 from simulator.simulation import Result, simulate
 from simulator.steptime import HostTraits, StepTime
-from simulator.workload import Trace
 
-__all__ = ["Comparison", "compare_run", "read_recording", "resolve_recorded"]
+__all__ = ["Comparison", "compare_run"]
 
 Vector = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-NEEDED = ("model", "system", "limits", "num_gpu_blocks", "block_size", "graph_sizes", "requests", "steps")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """*metrics*: one row per metric and statistic (measured, simulated, error); *steps*: one per kind of step."""
+    """*metrics*: one row per metric and statistic (measured, simulated, error); *steps*: one per kind of step.
+
+    *same* is the simulation that was given the recorded step times: whether it decided as the engine did.
+    """
 
     metrics: pd.DataFrame
     steps: pd.DataFrame
     result: Result
+    same: SameSteps
 
     def error(self, metric: str, statistic: str) -> float:
         """simulated / measured - 1."""
@@ -48,53 +47,16 @@ class Comparison:
         return float(found["error"].iloc[0])
 
 
-def read_recording(path: Path) -> dict[str, Any]:
-    """A run that `calibrate.measure.recording` wrote."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(path, f"must be JSON, and is perhaps cut short: {error}") from error
-    for name in NEEDED:
-        if not isinstance(content, dict) or name not in content:
-            raise InputError(path, "is not a recorded run", field=name)
-    return dict(content)
-
-
-def resolve_recorded(recording: Mapping[str, Any], profile: str, model: str | None = None) -> Resolved:
-    """The recorded deployment on *profile*: the engine's limits, and its host instead of a product's."""
-    limits = dict(recording["limits"])
-    stated = {name: limits[name] for name in ("block_size", "max_model_len") if name in limits}
-    tokens = recording["num_gpu_blocks"] * recording["block_size"]
-    block = limits.get("block_size", find_system(recording["system"]).block_size)
-    resolved = Deployment.of(
-        model=model or recording["model"],
-        gpu=profile,
-        system=recording["system"],
-        num_gpu_blocks=tokens // block,  # a policy without the option has a block size of its own
-        **stated,
-    ).resolve()
-    traits = host_traits(resolved.profile.host, recording["graph_sizes"])
-    old = resolved.steptime
-    steptime = StepTime(old.model, old.laws, old.parallelism, traits, old.precision)
-    return replace(resolved, limits=limits, steptime=steptime)
-
-
 def compare_run(recording: Mapping[str, Any], profile: str, model: str | None = None) -> Comparison:
     """Simulate what was recorded with *profile*, and hold one against the other."""
     resolved = resolve_recorded(recording, profile, model)
     requests = pd.DataFrame(recording["requests"])
-    outputs = requests["token_times"].map(len)
-    trace = Trace.from_columns(
-        requests["arrival"],
-        requests["input_length"],
-        np.maximum(outputs, 1),
-        max_tokens=np.maximum(outputs, 1),
-    )
-    result = simulate(trace, resolved, percentiles=(50, 90, 99))
+    result = simulate(recorded_trace(recording), resolved, percentiles=(50, 90, 99))
     return Comparison(
-        _metrics(recording, requests, result), step_errors(recording, profile, resolved), result
+        _metrics(recording, requests, result),
+        step_errors(recording, profile, resolved),
+        result,
+        simulate_same_steps(recording, resolved),
     )
 
 

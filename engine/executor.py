@@ -27,7 +27,7 @@ from engine.stats import Stats
 from engine.tokenizer import Tokenizer
 from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
-from simulator.scheduling.request import SWAPPED
+from simulator.scheduling.request import SWAPPED, Request
 
 __all__ = ["Executor"]
 
@@ -70,6 +70,8 @@ class Executor(Intake):
         """Whether the latest step found nothing to run."""
         self.recomputed_tokens = 0
         """Tokens that a policy without block numbers took for cached, and that were computed again."""
+        self.computed: Callable[[], None] = _nothing
+        """Called when the tokens of an iteration are there, before the policy is told."""
         self._in_flight: deque[Plan] = deque()
         self._held: dict[Sequence, None] = {}
         self._prefix_queries = self._prefix_hits = 0
@@ -155,7 +157,7 @@ class Executor(Intake):
 
     def _launch(self, plan: Plan) -> None:
         """Build the rows, move blocks, start the device; nothing here waits for it."""
-        plan.forwards = [self._rows(part, plan) for part in plan.batch.forwards or [plan.batch]]
+        plan.forwards = self._forwards(plan)
         self._move(self.pages.take_moves())
         for parent, children in plan.children.items():
             for child in children:
@@ -169,14 +171,22 @@ class Executor(Intake):
         if moves:
             self.runner.move(moves)
 
-    def _rows(self, batch: Batch, plan: Plan) -> Forward:
-        """The rows of one forward. Who has ended meanwhile is left out."""
+    def _forwards(self, plan: Plan) -> list[Forward]:
+        """The rows of every forward; a prompt that several of them share draws its token in the last."""
+        parts, joining = plan.batch.forwards or [plan.batch], plan.batch.joining
+        last = {request: i for i, part in enumerate(parts) for request, _, _ in part.prefills}
+        return [
+            self._rows(part, plan, {request for request in joining if last.get(request) == i})
+            for i, part in enumerate(parts)
+        ]
+
+    def _rows(self, batch: Batch, plan: Plan, joining: set[Request]) -> Forward:
+        """The rows of one forward; *joining* get a token from it. Who has ended meanwhile is left out."""
         forward = Forward()
         for request in batch.decodes or ():
             sequence = request.payload
             count = len(sequence.tokens)
             self._row(forward, sequence, count - 1, count, [sequence])
-        joining = set(batch.joining)
         for request, chunk, context in batch.prefills:
             sequence = request.payload
             drawing = [sequence, *plan.children.get(sequence, ())] if request in joining else []
@@ -231,6 +241,8 @@ class Executor(Intake):
             touched += self._deliver(forward)
             if forward.rows:
                 self.runner.finish()
+        if any(part.num_decodes or part.prefills for part in plan.batch.forwards or [plan.batch]):
+            self.computed()  # a decision that only preempts or refuses runs nothing
         ended = [s.request for s in touched if s.finished and s.request in self.live]
         self._in_flight.popleft()
         self.scheduler.commit(plan.batch, ended, self.clock())
@@ -277,3 +289,7 @@ class Executor(Intake):
         self.pages.free(sequence)
         sequence.finish("error", error=error)
         return [sequence]
+
+
+def _nothing() -> None:
+    pass

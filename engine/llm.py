@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import replace
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from engine.beam import Beam, BeamSearchParams, beam_search
@@ -29,9 +29,9 @@ from engine.tokenizer import load_tokenizer
 from engine.workers import ParallelRunner, start_workers
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Scheduler
-from simulator.scheduling.system import find_system
+from simulator.scheduling.system import System, find_system
 
-__all__ = ["LLM", "make_scheduler"]
+__all__ = ["LLM", "make_scheduler", "policy_arguments"]
 
 Prompt = str | list[int]
 SchedulerFactory = Callable[..., Scheduler]
@@ -190,9 +190,22 @@ def make_scheduler(
     it has options of these names; *options* go first. Policies that fork count blocks and do not number them,
     unless *options* ask with ``track_ids``.
     """
-    num_blocks = runner.cache.num_blocks
+    policy: SchedulerFactory = find_system(system).policy_class if isinstance(system, str) else system
+    arguments = policy_arguments(settings, runner, system, options)
+    return policy(**arguments), bool(arguments.get("track_ids"))
+
+
+def policy_arguments(
+    settings: EngineSettings,
+    runner: ModelRunner,
+    system: str | SchedulerFactory = "vllm",
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `make_scheduler` gives the policy: the engine's limits under the names that the policy knows."""
+    policy: SchedulerFactory = find_system(system).policy_class if isinstance(system, str) else system
+    known = signature(policy).parameters
     limits: dict[str, Any] = {
-        "num_gpu_blocks": num_blocks,
+        "num_gpu_blocks": runner.cache.num_blocks,
         "num_cpu_blocks": runner.cache.num_host_blocks,
         "block_size": settings.block_size,
         "max_num_seqs": settings.max_num_seqs,
@@ -200,16 +213,60 @@ def make_scheduler(
         "max_model_len": settings.model_len(runner.decoder.config),
         "explicit": True,
     }
+    limits |= _lowered(limits, known)
     if isinstance(system, str):
         named = find_system(system)
-        limits[named.capacity] = num_blocks * (settings.block_size if named.capacity_in_tokens else 1)
-        policy: SchedulerFactory = named.policy_class
-        limits = {name: value for name, value in limits.items() if name not in named.fixed}
-        limits.update(named.fixed)
-    else:
-        policy = system
+        limits[named.capacity] = _capacity(settings, runner, named)
+        limits |= named.fixed
     limits["track_ids"] = not getattr(policy, "forks", False)
-    known = signature(policy).parameters
     taken = {name: value for name, value in limits.items() if name in known}
-    taken.update(options or {})
-    return policy(**taken), bool(taken.get("track_ids"))
+    return {**taken, **(options or {})}
+
+
+OWN_NAMES = {
+    "max_num_seqs": (
+        "max_batch_size",
+        "max_num_sequence",
+        "max_ragged_sequence_count",
+        "max_requests_per_batch",
+        "max_running_requests",
+        "running_max_req_size",
+    ),
+    "max_num_batched_tokens": (
+        "max_batch_tokens",
+        "max_num_tokens",
+        "max_prefill_token_num",
+        "max_ragged_batch_size",
+        "max_scheduled_tokens",
+    ),
+}
+"""What policies call the engine's limits where they have a name of their own."""
+
+
+def _lowered(limits: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """A policy's own limits where the engine's are tighter: it has no room for larger steps."""
+    lowered = {}
+    for ours, names in OWN_NAMES.items():
+        for name in names:
+            if name in known:
+                usual = known[name].default
+                lowered[name] = min(limits[ours], usual) if isinstance(usual, int) else limits[ours]
+    return lowered
+
+
+def _capacity(settings: EngineSettings, runner: ModelRunner, system: System) -> int:
+    """The size of the KV cache as *system* counts it, in tokens or in blocks of its own size.
+
+    A system that counts tokens is granted less than there is: each sequence leaves its last page partly empty.
+    """
+    blocks, size = runner.cache.num_blocks, settings.block_size
+    if system.capacity_in_tokens:
+        return max(blocks - settings.max_num_seqs, -(-blocks // 2)) * size
+    if "block_size" in signature(system.policy_class).parameters:
+        return blocks
+    capacity = blocks * size // system.block_size
+    if not capacity:
+        raise ConfigurationError(
+            f"num_gpu_blocks {blocks} of {size} tokens: a block of {system.name} has {system.block_size}"
+        )
+    return capacity

@@ -2,9 +2,8 @@
 noted.
 
 This is the engine's side of a comparison with the simulator. Like the real servers, an arrival during an
-iteration is seen when the iteration is over. With a `RecordedClock` the same loop runs in recorded time
-instead, step by step, so that the engine's decisions can be compared with the simulator's for equal step
-times.
+iteration is seen when the iteration is over. With a `StepClock` time stands still within an iteration, so that a run
+is fully told by the durations of its iterations; with a `RecordedClock` the same loop runs in such recorded time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from engine.sequence import Sequence as Sample
 from engine.stats import Stats
 from simulator.errors import CapacityError
 
-__all__ = ["Arrival", "Clock", "RecordedClock", "Replay", "RequestTrace", "StepTrace", "replay"]
+__all__ = ["Arrival", "Clock", "RecordedClock", "Replay", "RequestTrace", "StepClock", "StepTrace", "replay"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Clock(Protocol):
     def wait_until(self, moment: float) -> None: ...
 
     def stepped(self) -> None:
-        """An iteration has run."""
+        """An iteration has run: its tokens are there."""
         ...
 
 
@@ -101,6 +100,28 @@ class RealClock:
 
     def stepped(self) -> None:
         pass
+
+
+class StepClock:
+    """The time of *base* as it was when the last iteration was done or the last wait over.
+
+    All that is decided between two iterations is decided at one moment, as in the simulator; what the process does
+    meanwhile counts to the iteration that follows.
+    """
+
+    def __init__(self, base: Clock) -> None:
+        self.base, self.now = base, base()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait_until(self, moment: float) -> None:
+        self.base.wait_until(moment)
+        self.now = max(self.now, moment)
+
+    def stepped(self) -> None:
+        self.base.stepped()
+        self.now = max(self.now, self.base())
 
 
 class RecordedClock:
@@ -141,7 +162,7 @@ class _Run:
         on_step: Callable[[StepTrace], None] | None,
     ) -> None:
         self.executor, self.arrivals, self.clock, self.on_step = executor, arrivals, clock, on_step
-        executor.clock = clock
+        executor.clock, executor.computed = clock, clock.stepped
         self.start = clock()
         self.requests: list[RequestTrace] = []
         self.steps: list[StepTrace] = []
@@ -176,8 +197,6 @@ class _Run:
     def _step(self) -> None:
         began = self.clock()
         touched = self.executor.step()
-        if not self.executor.idle:
-            self.clock.stepped()
         ended = self.clock()
         for sequence in touched:
             if sequence.index == 0:

@@ -24,7 +24,7 @@ from engine.plan import Forward, Plan, Target
 from engine.sampling import logprobs
 from engine.sequence import Sequence, TokenLogprobs
 from simulator.scheduling.base import Batch
-from simulator.scheduling.request import RUNNING
+from simulator.scheduling.request import RUNNING, Request
 
 __all__ = ["SpeculativeExecutor"]
 
@@ -113,11 +113,10 @@ class SpeculativeExecutor(Executor):
         self._scratch.extend(ahead.pages.pop(index) for index in ready)
         return copies
 
-    def _rows(self, batch: Batch, plan: Plan) -> Forward:
+    def _rows(self, batch: Batch, plan: Plan, joining: set[Request]) -> Forward:
         forward = SpeculativeForward()
         self._draft_rows(forward, [r.payload for r in batch.decodes or () if not r.payload.finished])
         prompts = len(forward.rows)
-        joining = set(batch.joining)
         for request, chunk, context in batch.prefills:
             sequence = request.payload
             drawing = [sequence, *plan.children.get(sequence, ())] if request in joining else []

@@ -7,21 +7,23 @@ a wait for the next arrival passes at once.
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from calibrate.decisions import Decision, DecisionLog
 from calibrate.measure.device import describe_device
 from calibrate.measure.steps import describe_batch, greedy, watch_batches
-from engine.llm import LLM, make_executor
-from engine.realtime import Arrival, Clock, RealClock, Replay, StepTrace, replay
+from engine.llm import LLM, make_executor, policy_arguments
+from engine.params import SamplingParams
+from engine.realtime import Arrival, Clock, RealClock, Replay, StepClock, StepTrace, replay
 from simulator.errors import ConfigurationError, InputError
 from simulator.scheduling.system import find_system
 
@@ -81,24 +83,30 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def record_run(
-    llm: LLM, jobs: Sequence[Job], clock: Clock, system: str = "vllm", seed: int = 0
+    llm: LLM,
+    jobs: Sequence[Job],
+    clock: Clock,
+    system: str = "vllm",
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run *jobs* under *system*; prompts are random tokens, so that none share a prefix."""
-    rng = np.random.default_rng(seed)
-    vocab = llm.runner.decoder.config.vocab_size
+    """Run *jobs* under *system* with its *options*; no two prompts share a prefix."""
+    prompts = draw_prompts(jobs, llm.runner.decoder.config.vocab_size, seed)
     arrivals = [
-        Arrival(job.arrival, rng.integers(0, vocab, job.input_length).tolist(), greedy(job.output_length))
-        for job in jobs
+        Arrival(job.arrival, prompt, SamplingParams(temperature=0.0, max_tokens=job.output_length))
+        for job, prompt in zip(jobs, prompts)
     ]
     replay(
-        make_executor(llm.settings, llm.runner, system),
+        make_executor(llm.settings, llm.runner, system, options),
         [Arrival(0.0, *_short(a)) for a in arrivals[:WARM_UP]],
     )
     batches = watch_batches(llm.runner)
     counts: list[int] = []
     try:
-        executor = make_executor(llm.settings, llm.runner, system)
-        run = replay(executor, arrivals, clock, on_step=lambda _: counts.append(len(batches)))
+        executor = make_executor(llm.settings, llm.runner, system, options)
+        executor.eos = frozenset()  # the trace says where an answer ends, and the policy is not told
+        decisions = DecisionLog(executor.scheduler)
+        run = replay(executor, arrivals, StepClock(clock), on_step=lambda _: counts.append(len(batches)))
     finally:
         del llm.runner.run
     described = [describe_batch(batch) for batch in batches]
@@ -106,48 +114,57 @@ def record_run(
         **describe_device(llm.runner.decoder.device),
         "model": str(llm.settings.model),
         "system": system,
-        "limits": _limits(llm, system),
+        "policy": _stated(llm, system, options),
         "num_gpu_blocks": llm.runner.cache.num_blocks,
         "block_size": llm.runner.cache.block_size,
         "graph_sizes": [] if llm.runner.graphs is None else list(llm.runner.graphs.sizes),
         "clock": type(clock).__name__,
-        "requests": [asdict(request) for request in run.requests],
-        "steps": list(_steps(run, counts, described)),
+        "requests": [
+            {**asdict(request), "max_tokens": job.output_length} for request, job in zip(run.requests, jobs)
+        ],
+        "steps": list(_steps(run, counts, described, list(decisions))),
     }
 
 
+def draw_prompts(jobs: Sequence[Job], vocab: int, seed: int) -> list[list[int]]:
+    """Random tokens; the first differs as long as there are others, so that not even one token is shared."""
+    rng = np.random.default_rng(seed)
+    first = rng.permutation(vocab)
+    return [
+        [int(first[i % vocab]), *rng.integers(0, vocab, job.input_length - 1).tolist()]
+        for i, job in enumerate(jobs)
+    ]
+
+
 def write_recording(recording: dict[str, Any], path: Path) -> None:
-    """Write *recording* as JSON."""
+    """Write *recording* as JSON, compressed where *path* ends in ``.gz``, in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recording) + "\n", encoding="utf-8")
+    data = (json.dumps(recording) + "\n").encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    partial.replace(path)
 
 
 def _short(arrival: Arrival) -> tuple[list[int], Any]:
     return arrival.prompt, greedy(2)
 
 
-def _limits(llm: LLM, system: str) -> dict[str, Any]:
-    """What `engine.llm.make_scheduler` gives the policy beside the size of the cache."""
-    settings, named = llm.settings, find_system(system)
-    limits = {
-        "block_size": settings.block_size,
-        "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "max_model_len": settings.model_len(llm.runner.decoder.config),
-        "num_cpu_blocks": llm.runner.cache.num_host_blocks,
-        "explicit": True,
-    }
-    known = signature(named.policy_class).parameters
-    return {name: value for name, value in limits.items() if name in known and name not in named.fixed}
+def _stated(llm: LLM, system: str, options: dict[str, Any] | None) -> dict[str, Any]:
+    """What the policy is given beside what makes it this system."""
+    fixed = find_system(system).fixed
+    arguments = policy_arguments(llm.settings, llm.runner, system, options)
+    return {name: value for name, value in arguments.items() if name not in fixed}
 
 
-def _steps(run: Replay, counts: list[int], batches: list[dict[str, Any]]) -> Any:
-    """Every step with its forward's batch (none where it had several)."""
+def _steps(
+    run: Replay, counts: list[int], batches: list[dict[str, Any]], decisions: list[Decision]
+) -> Iterator[dict[str, Any]]:
+    """Every step with its forward's batch (none where it had several) and what was decided, as a digest."""
     before = 0
-    for step, count in zip(run.steps, counts):
+    for step, count, decision in zip(run.steps, counts, decisions, strict=True):
         batch = batches[before] if count == before + 1 else {}
         before = count
-        yield {**_state(step), **batch}
+        yield {**_state(step), **batch, "forwards": decision.num_forwards, "decision": decision.digest}
 
 
 def _state(step: StepTrace) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def validate(
     out: Annotated[Path | None, typer.Option(help="Folder for recording.json and comparison.csv.")] = None,
 ) -> None:
     """Run a trace through the real engine and through the simulator, and print where they differ."""
-    from calibrate.validation import compare_run, read_recording
+    from calibrate.recorded import read_recording
+    from calibrate.validation import compare_run
     from simulator.errors import ConfigurationError
 
     if (trace is None) == (recorded is None):
@@ -92,6 +93,7 @@ def _print(comparison: Comparison) -> None:
     for row in comparison.steps.reset_index().to_dict("records"):
         sums = f"{row['measured']:11.4f}{row['predicted']:13.4f}{row['operators']:17.4f}"
         typer.echo(f"{row['kind']:12}{row['count']:7}{sums}{100 * row['error']:+8.1f} %")
+    typer.echo(f"\n{comparison.same.text()}")
 
 
 def _write(recording: dict[str, Any], comparison: Comparison, out: Path) -> None:

@@ -114,7 +114,7 @@ class Lightllm(RouterScheduler):
             self._advance(batch)
             forward.num_decodes, forward.decode_context = batch.num_decodes, batch.decode_context
         if self.explicit:
-            batch.decodes = [r for r in self.running if r in self.decoding]
+            batch.decodes = forward.decodes = [r for r in self.running if r in self.decoding]
         for request in single:
             self._compute(forward, request, 1)
         batch.prefills += forward.prefills

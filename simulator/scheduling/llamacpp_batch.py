@@ -55,18 +55,18 @@ def micro_batches(rows: list[Row], n_ubatch: int, *, unified: bool) -> list[Batc
     forwards = []
     while any(left):
         turn = _in_order(left, n_ubatch) if unified else _rectangle(rows, place, left, n_ubatch)
-        forward = Batch()
-        decodes = context = 0
+        forward, context = Batch(), 0
+        forward.decodes = decodes = []
         for i, n in turn:
             row = rows[i]
             if row[4]:
-                decodes += 1
+                decodes.append(row[1])
                 context += row[3] + 1
                 left[i] = 0
             else:
                 forward.prefills.append((row[1], n, row[3] + row[2] - left[i]))
                 left[i] -= n
-        forward.num_decodes, forward.decode_context = decodes, context
+        forward.num_decodes, forward.decode_context = len(decodes), context
         forwards.append(forward)
     return forwards
 

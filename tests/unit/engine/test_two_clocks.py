@@ -17,9 +17,10 @@ import simpy  # noqa: E402
 
 from engine import LLM, Arrival, SamplingParams, replay  # noqa: E402
 from engine.config import DecoderConfig  # noqa: E402
+from engine.llm import policy_arguments  # noqa: E402
 from engine.realtime import RecordedClock  # noqa: E402
 from simulator.cluster import Cluster  # noqa: E402
-from simulator.scheduling.system import find_system, list_systems  # noqa: E402
+from simulator.scheduling.system import System, find_system, list_systems  # noqa: E402
 from simulator.workload import Trace  # noqa: E402
 
 # LightLLM's iterations are one or two forward passes: a clock of equal iterations does not compare them.
@@ -48,13 +49,10 @@ def traffic(seed: int) -> Trace:
     return Trace.from_columns(np.cumsum(gaps), *(column.astype(np.int64) for column in lengths))
 
 
-def simulated(name: str, trace: Trace) -> np.ndarray:
+def simulated(name: str, trace: Trace, options: dict[str, Any]) -> np.ndarray:
     """``[n, 3]``: first scheduled, first token, finish."""
     system = find_system(name)
-    options = {key: value for key, value in LIMITS.items() if key in system.options}
-    options[system.capacity] = CAPACITY * BLOCK if system.capacity_in_tokens else CAPACITY
-    if "num_cpu_blocks" in system.options:
-        options["num_cpu_blocks"] = 400
+    options = {key: value for key, value in options.items() if key in system.options}
     env = simpy.Environment()
     cluster = Cluster(env, trace, trace.output_length, lambda: system.scheduler(**options), ConstantStep())
     env.run()
@@ -62,17 +60,24 @@ def simulated(name: str, trace: Trace) -> np.ndarray:
     return np.array([records.first_scheduled_time, records.first_token_time, records.finish_time]).T
 
 
-def executed(name: str, trace: Trace) -> np.ndarray:
-    """The same of the engine."""
+def make_llm(name: str) -> LLM:
     system = find_system(name)
-    llm = LLM(
+    return LLM(
         TINY,
         system=name,
-        scheduler_options={system.capacity: CAPACITY * BLOCK if system.capacity_in_tokens else CAPACITY},
+        scheduler_options=capacity(system),
         num_gpu_blocks=400,
         swap_space_blocks=400,
         **LIMITS,
     )
+
+
+def capacity(system: System) -> dict[str, int]:
+    return {system.capacity: CAPACITY * BLOCK if system.capacity_in_tokens else CAPACITY}
+
+
+def executed(llm: LLM, trace: Trace) -> np.ndarray:
+    """The same of the engine."""
     rng = np.random.default_rng(1)
     arrivals = [
         Arrival(
@@ -88,5 +93,8 @@ def executed(name: str, trace: Trace) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_engine_and_the_simulator_agree_on_every_moment(name: str) -> None:
-    trace = traffic(7)
-    np.testing.assert_allclose(executed(name, trace), simulated(name, trace), rtol=1e-9, equal_nan=True)
+    trace, llm = traffic(7), make_llm(name)
+    options = policy_arguments(llm.settings, llm.runner, name, capacity(find_system(name)))
+    np.testing.assert_allclose(
+        executed(llm, trace), simulated(name, trace, options), rtol=1e-9, equal_nan=True
+    )

@@ -18,7 +18,8 @@ from typer.testing import CliRunner  # noqa: E402
 
 from calibrate.fit.raw import fit_raw, host_traits  # noqa: E402
 from calibrate.measure.recording import Job, ThreadClock, record_run  # noqa: E402
-from calibrate.validation import compare_run, read_recording, resolve_recorded  # noqa: E402
+from calibrate.recorded import read_recording, resolve_recorded  # noqa: E402
+from calibrate.validation import compare_run  # noqa: E402
 from engine import LLM  # noqa: E402
 from simulator.cli import app  # noqa: E402
 from simulator.errors import InputError  # noqa: E402
@@ -85,7 +86,7 @@ def test_a_recording_travels_as_json_and_is_compared(
     ]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    for word in ("ttft", "tpot", "itl", "throughput", "kv_blocks", "decode", "prefill"):
+    for word in ("ttft", "tpot", "itl", "throughput", "kv_blocks", "decode", "prefill", "are the engine's"):
         assert word in shown.output
     assert (tmp_path / "out" / "comparison.csv").exists()
     comparison = compare_run(read_recording(file), str(profile))
