@@ -155,27 +155,25 @@ class Workloads:
 
 MOONCAKE_LIKE = (
     "sessions with the figures of Mooncake's trace (mean prompt 12,035 and output 343 tokens, 3.4 requests/s, 38.7 % "
-    "of requests go on with a conversation, after 123 s in the median); lognormal assumed"
+    "of requests go on with a conversation, after 123 s in the median); lognormal and geometric assumed"
 )
-TURNS = {"theta": 2.6, "low": 1, "high": 30}
-"""Turns of a session: P(k) ∝ k^-2.6 has a mean of 1.6 = 1 / (1 - 0.387)."""
 
 
 def _mooncake_like(n: int, seed: int = 0) -> Trace:
-    """Sessions by what is known of Mooncake's conversation trace; all start with one block of 512 tokens, as there."""
-    k = np.arange(1, TURNS["high"] + 1)
-    share = k ** -TURNS["theta"]
-    turns = float((k * share).sum() / share.sum())
-    repeated = float((k * (k + 1) / 2 * share).sum() / (k * share).sum())  # messages in a mean prompt
-    message = (12_035 - 512) / repeated - 343 * (1 - 1 / repeated)  # a prompt repeats earlier answers too
-    lengths = CutLognormal(message, 1.2, 16, 120_000)
-    spread = {"median": lengths.median, "sigma": lengths.sigma, "min": lengths.low, "max": lengths.high}
+    """Sessions by what is known of Mooncake's conversation trace; all start with one block of 512 tokens, as there.
+
+    A conversation ends after each turn with probability 1 - 0.387, so a mean prompt holds as many messages as a
+    session has turns, and all the answers between them.
+    """
+    turns = 1 / (1 - 0.387)
+    message = CutLognormal((12_035 - 512 - 343 * (turns - 1)) / turns, 1.2, 16, 120_000)
+    spread = {"median": message.median, "sigma": message.sigma, "min": message.low, "max": message.high}
     return generate_trace(
         n,
         request_rate=3.4 / turns,
         input_length=Lengths("lognormal", spread),
         output_length=Lengths("lognormal", {"mean": 343, "sigma": 0.8, "min": 1, "max": 2000}),
-        turns=Lengths("zipf", TURNS),
+        turns=Lengths("geometric", {"mean": turns}),
         think_time=123 / math.log(2),  # mean of an exponential with that median, s
         num_prefixes=1,
         prefix_length=Lengths("fixed", {"value": 512}),

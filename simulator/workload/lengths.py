@@ -35,6 +35,7 @@ class Lengths:
     | normal | mean, std |
     | lognormal | mean or median, sigma (of the logarithm) |
     | zipf | theta, low, high: P(low + k) ∝ (k + 1)^−theta |
+    | geometric | mean: P(k) ∝ (1 − 1/mean)^k from 1 on, as of sessions that end after each turn alike |
 
     All but fixed take min (1) and max.
     """
@@ -127,6 +128,12 @@ def _zipf(n: int, p: Mapping[str, float], generator: np.random.Generator) -> Flo
     return values
 
 
+def _geometric(n: int, p: Mapping[str, float], generator: np.random.Generator) -> Floats:
+    if p["mean"] < 1:
+        raise ConfigurationError(f"lengths geometric: mean={p['mean']}: must be at least 1")
+    return generator.geometric(1 / p["mean"], n).astype(np.float64)
+
+
 def _bounds(p: Mapping[str, float]) -> tuple[int, int]:
     low, high = int(p["low"]), int(p["high"])
     if not 1 <= low <= high:
@@ -142,5 +149,6 @@ LENGTHS: dict[str, tuple[Draw, tuple[str, ...], tuple[str, ...]]] = {
     "normal": (_normal, ("mean", "std"), ()),
     "lognormal": (_lognormal, ("sigma",), ("mean", "median")),
     "zipf": (_zipf, ("theta", "low", "high"), ()),
+    "geometric": (_geometric, ("mean",), ()),
 }
 """How each distribution draws, the parameters it needs and those it may have."""

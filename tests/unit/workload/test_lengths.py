@@ -39,6 +39,13 @@ def test_lognormal(spec: str) -> None:
     assert np.log(values).std() == pytest.approx(0.99, rel=0.02)
 
 
+def test_geometric() -> None:
+    values = draw("geometric:mean=1.63")
+    assert values.min() == 1
+    assert values.mean() == pytest.approx(1.63, rel=0.02)
+    assert (values > 1).mean() == pytest.approx(1 - 1 / 1.63, rel=0.03)
+
+
 def test_zipf() -> None:
     values = draw("zipf:theta=1.1,low=10,high=29")
     weights = np.arange(1, 21) ** -1.1
@@ -73,6 +80,7 @@ def test_pairs_keep_the_relation_of_prompt_and_output() -> None:
         "fixed:v=1",
         "normal:mean=-1,std=1",
         "zipf:theta=1,low=1",
+        "geometric:mean=0.5",
     ],
 )
 def test_impossible_lengths(text: str) -> None:
