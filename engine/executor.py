@@ -101,6 +101,7 @@ class Executor(Intake):
             num_waiting=scheduler.num_waiting,
             blocks_used=scheduler.blocks_used,
             num_blocks=scheduler.num_blocks,
+            block_size=self.block_size,
             num_preemptions=scheduler.num_preemptions,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,

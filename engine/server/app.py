@@ -10,6 +10,7 @@ import asyncio
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 from engine.server.answers import Answer, Choice, usage
 from engine.server.executor import ServingExecutor, Update
 from engine.server.front import ApiError, Front, Limits, Ticket
-from engine.server.schema import ChatRequest, CompletionRequest, GenerationRequest
+from engine.server.schema import ChatRequest, CompletionRequest, GenerationRequest, StreamOptions
 from engine.server.streaming import EventStream, unless_disconnected
 from simulator.errors import SimError
 
@@ -67,6 +68,10 @@ def _add_routes(app: FastAPI, front: Front) -> None:
     async def metrics() -> Response:
         text = front.metrics.render(front.executor.stats())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": f"servesim-{metadata.version('servesim')}"}
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -179,8 +184,7 @@ async def _answer(
     if not body.stream:
         whole = await unless_disconnected(request, exchange.whole())
         return Response(status_code=499) if whole is None else JSONResponse(whole)
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    events = exchange.events(with_usage)
+    events = exchange.events(body.stream_options or StreamOptions())
     # The first event comes before the status is sent: what is refused is refused with a status.
     first = await unless_disconnected(request, anext(events))
     if first is None:
@@ -248,23 +252,26 @@ class Exchange:
             pass
         return self.answer.whole(self.choices, self._usage())
 
-    async def events(self, with_usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(self, options: StreamOptions) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream; an error in mid-stream is its last event."""
         opened: set[int] = set()
+        counted = options.include_usage and options.continuous_usage_stats
         try:
             async for index, update in self.updates():
                 if index not in opened:
                     opened.add(index)
                     for event in self._opening(index):
                         yield event
-                if update.text or update.finish_reason is not None or update.logprobs:
-                    yield self.answer.chunk(index, update)
+                said = update.text or update.finish_reason is not None or update.logprobs
+                if said or (counted and update.tokens):  # part of a character has no text of its own yet
+                    chunk = self.answer.chunk(index, update)
+                    yield {**chunk, "usage": self._usage_of(index)} if counted else chunk
         except ApiError as error:
             if not opened:
                 raise
             yield error.body()
             return
-        if with_usage:
+        if options.include_usage:
             yield self.answer.last(self._usage())
 
     def _opening(self, index: int) -> list[dict[str, Any]]:
@@ -272,6 +279,10 @@ class Exchange:
             return [self.answer.first(index)]
         echo = self.echoes[index // self.n]
         return [self.answer.chunk(index, Update(0, 0.0, text=echo))] if echo else []
+
+    def _usage_of(self, index: int) -> dict[str, Any]:
+        prompt = self.tickets[index // self.n].prompt
+        return usage(len(prompt), len(self.choices[index].tokens), self.cached)
 
     def _usage(self) -> dict[str, Any]:
         prompt_tokens = sum(len(ticket.prompt) for ticket in self.tickets)

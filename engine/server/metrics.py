@@ -21,6 +21,7 @@ METRICS = {
     "num_requests_running": ("gauge", "Requests in the running batch"),
     "num_requests_waiting": ("gauge", "Requests that wait for blocks or a seat"),
     "kv_cache_usage_perc": ("gauge", "Fraction of KV blocks in use, 0 to 1"),
+    "cache_config_info": ("gauge", "The KV cache, in labels: blocks and tokens per block"),
     "num_preemptions_total": ("counter", "Preemptions since the start"),
     "prefix_cache_queries_total": ("counter", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hits_total": ("counter", "Prompt tokens found in the prefix cache"),
@@ -118,18 +119,21 @@ class Metrics:
             "num_requests_running": stats.num_running,
             "num_requests_waiting": stats.num_waiting,
             "kv_cache_usage_perc": stats.blocks_used / stats.num_blocks,
+            "cache_config_info": 1,
             "num_preemptions_total": stats.num_preemptions,
             "prefix_cache_queries_total": stats.prefix_queries,
             "prefix_cache_hits_total": stats.prefix_hits,
         }
         with self._lock:
             values = {**gauges, **self._counters}
-            lines = [line for name in METRICS for line in self._lines(name, values)]
+            lines = [line for name in METRICS for line in self._lines(name, values, stats)]
         return "\n".join(lines) + "\n"
 
-    def _lines(self, name: str, values: dict[str, float]) -> Iterator[str]:
+    def _lines(self, name: str, values: dict[str, float], stats: Stats) -> Iterator[str]:
         kind, text = METRICS[name]
         label = f'model_name="{escape(self.model_name)}"'
+        if name == "cache_config_info":
+            label = f'block_size="{stats.block_size}",num_gpu_blocks="{stats.num_blocks}",{label}'
         yield f"# HELP vllm:{name} {text}"
         yield f"# TYPE vllm:{name} {kind}"
         if name in values:

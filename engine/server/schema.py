@@ -20,11 +20,13 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):
-    """``include_usage``: one more chunk at the end with the token counts."""
+    """``include_usage``: one more chunk at the end with the token counts; ``continuous_usage_stats``: with it, every
+    chunk has the counts of its own choice so far (vLLM's), so that a client can tell tokens from chunks.
+    """
 
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
-    continuous_usage_stats: Literal[False] = False
+    continuous_usage_stats: bool = False
 
 
 class GenerationRequest(BaseModel):

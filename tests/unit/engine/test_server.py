@@ -148,6 +148,21 @@ def test_a_stream_adds_up_to_the_whole_answer(server: Running, path: str) -> Non
     assert len(parts) > 20  # token by token
 
 
+def test_every_chunk_can_say_how_many_tokens_have_come(server: Running) -> None:
+    """Random bytes are seldom whole characters: without the counts a client would miss tokens."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "hi", "max_tokens": 60, "ignore_eos": True, "n": 2, "seed": 3, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json={**body, "stream_options": options}) as response:
+        *parts, last = events(response)
+    for index in (0, 1):
+        counts = [p["usage"]["completion_tokens"] for p in parts if p["choices"][0]["index"] == index]
+        assert counts == list(range(1, 61))
+    assert {part["usage"]["prompt_tokens"] for part in parts} == {2}
+    assert last["usage"]["completion_tokens"] == 120
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        assert not any("usage" in part for part in events(response))
+
+
 def test_stop_strings_end_the_text_and_never_leak(server: Running) -> None:
     long = server.complete(temperature=0, max_tokens=40).json()["choices"][0]["text"]
     stop = long[9:12]
@@ -189,6 +204,8 @@ def test_models_health_and_metrics(server: Running) -> None:
     name = 'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"}'
     assert values[name] == values['vllm:time_to_first_token_seconds_count{model_name="tiny"}'] > 0
     assert values['vllm:generation_tokens_total{model_name="tiny"}'] >= 3
+    assert values['vllm:cache_config_info{block_size="8",num_gpu_blocks="200",model_name="tiny"}'] == 1
+    assert server.http.get("/version").json()["version"].startswith("servesim-")
 
 
 # errors
@@ -421,7 +438,7 @@ class Parrot:
         self.cancelled.append(request_id)
 
     def stats(self) -> Stats:
-        return Stats(0, 0, 0, 1, 0, 0, 0)
+        return Stats(0, 0, 0, 1, 16, 0, 0, 0)
 
     def clock(self) -> float:
         return 0.0
