@@ -32,7 +32,7 @@ __all__ = ["PredictedDevice", "SimulatedExecutor"]
 
 Seconds = Callable[[int, int, list[tuple[int, int]]], float]
 """Duration of a step: decodes, the sum of their contexts, prefills as (chunk, context before it)."""
-LETTERS = (97, 123)  # the bytes of a to z
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class PredictedDevice:
@@ -95,7 +95,8 @@ class SimulatedExecutor(Executor):
             pages = OwnPages(scheduler.num_blocks, size, num_host_blocks)
         super().__init__(device, scheduler, pages, tokenizer=tokenizer, seed=seed)  # type: ignore[arg-type]
         self.device = device
-        self._letters = torch.Generator().manual_seed(seed)
+        self._dice = torch.Generator().manual_seed(seed)
+        self._letters = letter_tokens(tokenizer)
 
     def add(
         self,
@@ -119,8 +120,18 @@ class SimulatedExecutor(Executor):
         targets = [target for i in order if (target := forward.targets[i]) is not None]
         forward.sampled = [(sequence, target.stop) for target in targets for sequence in target.sequences]
         if forward.sampled:
-            forward.tokens = torch.randint(*LETTERS, (len(forward.sampled),), generator=self._letters)
+            drawn = torch.randint(len(self._letters), (len(forward.sampled),), generator=self._dice)
+            forward.tokens = self._letters[drawn]
         forward.logits = logits
+
+
+def letter_tokens(tokenizer: Tokenizer) -> Tensor:
+    """Ids of single letters, int64: a token of its own text each, so that a client sees every token as it comes."""
+    last = [(letter, tokenizer.encode(letter)[-1]) for letter in LETTERS]
+    found = [token for letter, token in last if tokenizer.decode([token]).strip() == letter]
+    if not found:
+        raise ConfigurationError("tokenizer: no letter from a to z is a token of its own")
+    return torch.tensor(found)
 
 
 def _chunks(batch: BatchInput) -> list[tuple[int, int]]:

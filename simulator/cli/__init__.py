@@ -12,6 +12,7 @@ import typer
 
 from simulator.cli import (
     calibrate_fit,
+    calibrate_observe,
     calibrate_run,
     calibrate_serving,
     calibrate_validate,
@@ -50,6 +51,8 @@ calibrate = typer.Typer(
 calibrate.command("run")(calibrate_run.run)
 calibrate.command("fit")(calibrate_fit.fit)
 calibrate.command("validate")(calibrate_validate.validate)
+calibrate.command("observe")(calibrate_observe.observe)
+calibrate.command("import")(calibrate_observe.import_results)
 calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)

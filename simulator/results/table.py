@@ -27,8 +27,9 @@ def format_table(
     percentiles: Sequence[float] = (99.0,),
     request_rate: float = math.inf,
     max_concurrency: int | None = None,
+    own: bool = True,
 ) -> str:
-    """The table as text.
+    """The table as text, with the simulator's *own* block or, for what a client measured, without.
 
     *percentile_metrics* and *percentiles* choose the latency blocks (add ``e2el``) and their rows, as vLLM's
     options of the same names do; *request_rate* (requests/s) and *max_concurrency* are printed when they were
@@ -42,7 +43,8 @@ def format_table(
     for latency in LATENCIES:
         if latency.tag in percentile_metrics:
             lines += latency_block(summary, latency, percentiles)
-    lines += own_block(summary, percentiles)
+    if own:
+        lines += own_block(summary, percentiles)
     return "\n".join([*lines, "=" * WIDTH]) + "\n"
 
 

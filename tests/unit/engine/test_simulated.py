@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from engine.batch import Row, pack  # noqa: E402
 from engine.params import SamplingParams  # noqa: E402
 from engine.server import Limits, Update, create_app  # noqa: E402
 from engine.server.loop import EngineLoop  # noqa: E402
-from engine.simulated import PredictedDevice  # noqa: E402
+from engine.simulated import PredictedDevice, letter_tokens  # noqa: E402
+from engine.tokenizer import load_tokenizer  # noqa: E402
 from simulator.cli.serve import make_loop  # noqa: E402
 from simulator.deployment import Deployment  # noqa: E402
 from simulator.scheduling.system import list_systems  # noqa: E402
@@ -75,6 +77,22 @@ def test_the_device_is_told_of_decodes_and_chunks() -> None:
     blocks = torch.arange(8, dtype=torch.int32).numpy()
     device.run(pack([Row([1], 30, blocks), Row([1] * 20, 16, blocks), Row([2], 3, blocks)], 16))
     assert seen == [(2, 31 + 4, [(20, 16)])]
+
+
+def test_letters_are_tokens_that_can_be_read_alone(tmp_path: Path) -> None:
+    """With GPT-2's byte order the ids 97 to 122 are halves of characters: a client would see their text late."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    words.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(tmp_path, 300)
+    letters = letter_tokens(found).tolist()
+    assert "".join(found.decode([token]) for token in letters) == "abcdefghijklmnopqrstuvwxyz"
+    assert letter_tokens(load_tokenizer(None, 300)).tolist() == list(range(97, 123))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
