@@ -2,12 +2,23 @@
 
 from hwprofiles.dtypes import DTYPES, Dtype, canonical_dtype, dtype_bytes
 from hwprofiles.registry import alias_names, list_profiles, load_profile
-from hwprofiles.schema import Datasheet, HardwareProfile, Host, Law, Memory, Price, Residual, Source
+from hwprofiles.schema import (
+    Datasheet,
+    EndToEnd,
+    HardwareProfile,
+    Host,
+    Law,
+    Memory,
+    Price,
+    Residual,
+    Source,
+)
 
 __all__ = [
     "DTYPES",
     "Datasheet",
     "Dtype",
+    "EndToEnd",
     "HardwareProfile",
     "Host",
     "Law",

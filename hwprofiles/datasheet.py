@@ -169,7 +169,7 @@ def _keep_laws(profile: HardwareProfile, folder: Path) -> HardwareProfile:
     if not path.exists():
         return profile
     old = HardwareProfile.model_validate(yaml.safe_load(path.read_text()))
-    kept = ("laws", "measured_on", "software", "raw_data_digest", "validation")
+    kept = ("version", "laws", "measured_on", "software", "raw_data_digest", "validation", "end_to_end")
     return profile.model_copy(update={name: getattr(old, name) for name in kept})
 
 

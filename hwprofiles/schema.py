@@ -30,6 +30,7 @@ from hwprofiles.law_block import (
 
 __all__ = [
     "Datasheet",
+    "EndToEnd",
     "HardwareProfile",
     "HeldOut",
     "Host",
@@ -116,10 +117,36 @@ class Host(Record):
     source: Source
 
 
+class EndToEnd(Record):
+    """A recorded run of the bundled engine beside its simulation on the profile."""
+
+    system: str
+    trace: str
+    """What was run, in words."""
+    requests: Annotated[int, Field(gt=0)]
+    load: Positive | None = None
+    """Arrival rate as a share of the engine's own capacity, where that was measured."""
+    date: str
+    """ISO date of the recording."""
+    clock: str
+    errors: dict[str, float]
+    """Simulated / measured - 1, by ``metric.statistic``."""
+    same_decisions: bool
+    """Whether, given the recorded step times, every batch was the engine's."""
+
+    def text(self) -> str:
+        """One line for a reader."""
+        load = "" if self.load is None else f" at {100 * self.load:.0f} % of capacity"
+        errors = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in self.errors.items())
+        return f"{self.system}, {self.requests} requests{load} ({self.trace}, {self.date}): {errors}"
+
+
 class HardwareProfile(Record):
     """One device."""
 
     name: str
+    version: Annotated[int, Field(gt=0)] = 1
+    """Counts how often the file has been fitted anew."""
     aliases: list[str] = Field(default=[])
     vendor: str
     architecture: str
@@ -134,6 +161,9 @@ class HardwareProfile(Record):
     raw_data_digest: str | None = None
     """SHA-256 over the measurement tables the laws were fitted to."""
     validation: str | None = None
+    """Error on whole steps that the fit has not seen, in words."""
+    end_to_end: list[EndToEnd] = Field(default=[])
+    """Whole runs, held against the engine."""
 
     @model_validator(mode="after")
     def _one_law_per_key(self) -> Self:

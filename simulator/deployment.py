@@ -25,6 +25,7 @@ from simulator.scheduling.system import Device, System, find_system
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.laws import LawSet
 from simulator.steptime.offload import OffloadedStepTime
+from simulator.validity import footing, laws_used
 
 __all__ = ["Deployment", "Resolved"]
 
@@ -322,7 +323,8 @@ class Resolved:
         steps = self.steptime
         offload = [f"weights: {steps.offload.source}"] if isinstance(steps, OffloadedStepTime) else []
         return [
-            f"profile {self.profile.name}: {self.profile.provenance}",
+            footing(self.profile, laws_used(steps)),
+            *(f"validated: {run.text()}" for run in self.profile.end_to_end),
             f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
             f"host costs: {traits.status}; {traits.source}",
             f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",

@@ -26,6 +26,7 @@ from simulator.results import (
     class_table,
     summarize,
 )
+from simulator.validity import excursions
 from simulator.workload import Trace
 from simulator.workload.limits import resolve_max_tokens
 
@@ -79,7 +80,8 @@ class Result:
         lines += [f"{count} requests rejected: {reason}" for reason, count in self.rejections.items()]
         if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())
-        return lines
+        beyond = excursions(self.resolved.steptime, self.series, self.records)
+        return [*lines, *(f"outside the data: {excursion.text()}" for excursion in beyond)]
 
     def run(self, **metadata: Any) -> Run:
         """What goes into a run directory or a report."""

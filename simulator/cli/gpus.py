@@ -108,6 +108,23 @@ def _print_datasheet(profile: HardwareProfile) -> None:
     host = profile.host
     typer.echo(f"  host       {host.per_step_s * 1e6:g} us per step ({host.source.kind}: {host.source.text})")
     typer.echo(f"  {profile.provenance}")
+    _print_calibration(profile)
+
+
+def _print_calibration(profile: HardwareProfile) -> None:
+    """Where and with what the laws were measured, and what they were worth on runs that the fit has not seen."""
+    if profile.measured_on:
+        versions = ", ".join(f"{name} {version}" for name, version in profile.software.items())
+        typer.echo(f"  calibrated {profile.measured_on}; fit {profile.version}; {versions}")
+    if profile.raw_data_digest:
+        typer.echo(f"  samples    sha256 {profile.raw_data_digest}")
+    if profile.validation:
+        typer.echo(f"  steps      {profile.validation}")
+    for run in profile.end_to_end:
+        alike = "same decisions" if run.same_decisions else "other decisions"
+        typer.echo(f"  end to end {run.text()}; {run.clock}, {alike}")
+    if not profile.end_to_end:
+        typer.echo("  end to end not validated: see `sim calibrate validate`")
 
 
 def _print_laws(laws: list[Law]) -> None:

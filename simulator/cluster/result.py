@@ -15,6 +15,7 @@ from simulator.cluster.resolve import ResolvedPool
 from simulator.cluster.spec import ClusterSpec
 from simulator.results import LOST, REJECTED, InterTokenLatency, Records, Run, StepSeries, Summary
 from simulator.results.classes import ClassRow
+from simulator.validity import excursions
 from simulator.workload import Trace
 
 if TYPE_CHECKING:
@@ -107,6 +108,15 @@ class ClusterResult:
             lines.append(f"slo: no request of the trace is of class {name}")
         for gpu in sorted({line.gpu for line in self.bills if line.usd is None}):
             lines.append(f"no price for {gpu}: state usd_per_hour in its pool")
+        return [*lines, *self._outside_the_data()]
+
+    def _outside_the_data(self) -> list[str]:
+        pool_of = {bill.replica: bill.pool for bill in self.bills}
+        lines = []
+        for p in self.pools:
+            own = [series for series in self.series if pool_of.get(series.replica) == p.pool.name]
+            for excursion in excursions(p.resolved.steptime, own, self.records):
+                lines.append(f"pool {p.pool.name}: outside the data: {excursion.text()}")
         return lines
 
     def run(self, **metadata: Any) -> Run:

@@ -98,7 +98,7 @@ def test_run_prints_the_table_after_what_it_rests_on(sim: Any) -> None:
     assert code == 0
     for line in (
         "llama-3.1-8b on 1 × h100-sxm-80gb, vllm 0.33.0",
-        "profile h100-sxm-80gb: laws:",
+        "step times: calibrated in part, profile h100-sxm-80gb; fitted to measurements of this device:",
         "defaults: model: llama-3.1-8b; gpu: h100; system: vllm; default_max_tokens: pow2",
         "Successful requests:                     2",
         "Total generated tokens:                  14",
