@@ -15,9 +15,9 @@ from simulator.claims.lengths import Workloads
 
 __all__ = ["Claim", "Outcome", "Published", "Range", "Verdict", "compare"]
 
-CLOSE = 0.20
-"""Ends of two ranges that differ by no more than this share of the published one count as close."""
-POINTS = 5.0
+AGREES, CLOSE = 0.05, 0.20
+"""Ends of two ranges that differ by no more than these shares of the published one count as agreeing, or as close."""
+AGREES_POINTS, CLOSE_POINTS = 1.0, 5.0
 """The same for shares in per cent: points."""
 
 
@@ -99,9 +99,10 @@ def compare(published: Published, ours: Range) -> Verdict:
         return "agrees"
     above = ours.low > stated.high
     ends = (ours.low, stated.high) if above else (ours.high, stated.low)
-    gap = abs(ends[0] - ends[1])
-    if gap <= (POINTS if published.unit == "%" else CLOSE * ends[1]):
-        return "close"
+    gap = abs(ends[0] - ends[1]) / (1.0 if published.unit == "%" else ends[1])
+    agrees, is_close = (AGREES_POINTS, CLOSE_POINTS) if published.unit == "%" else (AGREES, CLOSE)
+    if gap <= is_close:
+        return "agrees" if gap <= agrees else "close"
     return "higher" if above else "lower"
 
 

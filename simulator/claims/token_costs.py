@@ -1,8 +1,8 @@
 """Output tokens are dearer than input tokens.
 
 Providers charge 3 to 5 times as much for an output token (GPT-4o 5 and 15, Claude 3.5 Sonnet 3 and 15 dollars a
-million, August 2024), and a user waits for it as long as for 115 to 248 input tokens (regressions over calls to the two; both in
-"Understanding Input/Output tokens vs Latency Tradeoff", minusx.ai, 2024-08-31).
+million, August 2024), and a user waits for it as long as for 115 to 248 input tokens (regressions over calls to the
+two; both in "Understanding Input/Output tokens vs Latency Tradeoff", minusx.ai, 2024-08-31).
 
 A prompt is computed at once and is limited by the multiplier; an output token is a pass over all weights, shared by
 whoever decodes beside it. So there are two ratios: of waiting, for one request alone, and of GPU time, on a server that

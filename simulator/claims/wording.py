@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from simulator.claims.claim import Claim, Published, Range, Verdict, compare
 from simulator.claims.registry import Reproduced
+from simulator.errors import InputError
 
-__all__ = ["as_json", "as_markdown", "as_text", "published_rows", "verdict_words"]
+__all__ = [
+    "as_json",
+    "as_markdown",
+    "as_text",
+    "between_markers",
+    "published_rows",
+    "put_between_markers",
+    "verdict_words",
+]
 
 WIDTH = 110
-HEADINGS = ("claim", "case", "published", "ours", "")
+MARKERS = ("<!-- sim reproduce -->", "<!-- end of sim reproduce -->")
+"""Lines of a Markdown file between which `as_markdown` goes."""
+HEADINGS = ("claim", "case", "published", "ours", "ours is")
 
 
 def verdict_words(published: Published, ours: Range) -> str:
@@ -24,7 +36,7 @@ def verdict_words(published: Published, ours: Range) -> str:
     near = (ours.low, stated.high) if verdict == "higher" else (ours.high, stated.low)
     if published.unit == "%":
         return f"{abs(near[0] - near[1]):.0f} points {verdict}"
-    return f"{verdict}, {near[0] / near[1]:.2f} of it"
+    return f"{verdict}: × {near[0] / near[1]:.2f}"
 
 
 def published_rows(claims: Sequence[Claim]) -> list[tuple[str, str, str]]:
@@ -98,9 +110,32 @@ def as_markdown(results: Sequence[Reproduced]) -> str:
             name = f"`{result.claim.id}` {result.claim.title}" if i == 0 else ""
             cells = (name, figure.label, figure.text, ours.text(figure.unit), verdict_words(figure, ours))
             lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
+    lines += [
+        "",
+        "<details><summary>Set-ups, what is unknown about each, and why ours may differ</summary>",
+        "",
+    ]
     lines += [_told(result) for result in results]
+    lines += ["", "</details>"]
     return "\n".join(lines)
+
+
+def between_markers(path: Path) -> str:
+    """What stands between the markers of *path*. Raises `InputError` if they are not there."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    _, _, rest = text.partition(MARKERS[0])
+    block, end, _ = rest.partition(MARKERS[1])
+    if not end:
+        raise InputError(path, f"must hold the lines {MARKERS[0]} and {MARKERS[1]}")
+    return block
+
+
+def put_between_markers(path: Path, table: str) -> None:
+    """Replace what stands between the markers of *path* by *table*."""
+    old = between_markers(path)
+    text = path.read_text(encoding="utf-8")
+    start = text.index(MARKERS[0]) + len(MARKERS[0])
+    path.write_text(f"{text[:start]}\n\n{table}\n\n{text[start + len(old) :]}", encoding="utf-8")
 
 
 def _told(result: Reproduced) -> str:

@@ -28,6 +28,12 @@ def reproduce(
         os.cpu_count() or 1, 4
     ),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print one table in Markdown.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Put that table into FILE, between its two markers.", show_default=False
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all figures there.", show_default=False),
@@ -41,7 +47,7 @@ def reproduce(
 
     from simulator.claims import Workloads, find_claims
     from simulator.claims import reproduce as run
-    from simulator.claims.wording import as_json, as_markdown, as_text
+    from simulator.claims.wording import as_json, as_markdown, as_text, put_between_markers
 
     chosen = find_claims(claims or ())
     if list_only:
@@ -54,6 +60,8 @@ def reproduce(
             typer.echo(as_text(result) + "\n")
     if markdown:
         typer.echo(as_markdown(results))
+    if into is not None:
+        put_between_markers(into, as_markdown(results))
     if json_file is not None:
         json_file.write_text(json.dumps([as_json(result) for result in results], indent=1), encoding="utf-8")
 

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from simulator.claims import Published, Range, Workloads, compare, find_claims, list_claims, reproduce
-from simulator.claims.wording import verdict_words
+from simulator.claims.wording import (
+    MARKERS,
+    between_markers,
+    published_rows,
+    put_between_markers,
+    verdict_words,
+)
 from simulator.cli import main
 from simulator.errors import InputError, UnknownNameError
+
+README = Path(__file__).parents[3] / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -19,20 +27,24 @@ from simulator.errors import InputError, UnknownNameError
     [
         (Published("", 14, 24), Range(20, 30), "agrees"),
         (Published("", 14, 24), Range(24, 30), "agrees"),
+        (Published("", 10, 20), Range(21, 30), "agrees"),
         (Published("", 10, 20), Range(23, 30), "close"),
         (Published("", 10, 20), Range(25, 30), "higher"),
         (Published("", 10, 20), Range(1, 7.9), "lower"),
         (Published("", 4, 4, "%", "under"), Range(1.7, 1.7), "agrees"),
         (Published("", 4, 4, "%", "under"), Range(9.1, 12), "higher"),
-        (Published("", 60, 80, "%"), Range(56, 59), "close"),
+        (Published("", 60, 80, "%"), Range(56, 59.1), "agrees"),
+        (Published("", 60, 80, "%"), Range(56, 57), "close"),
     ],
 )
-def test_agreement_is_that_two_ranges_meet(published: Published, ours: Range, verdict: str) -> None:
+def test_agreement_is_that_two_ranges_meet_or_nearly_do(
+    published: Published, ours: Range, verdict: str
+) -> None:
     assert compare(published, ours) == verdict
 
 
 def test_a_difference_says_how_large_it_is() -> None:
-    assert verdict_words(Published("", 22, 22, "×", "up to"), Range(3, 11)) == "lower, 0.50 of it"
+    assert verdict_words(Published("", 22, 22, "×", "up to"), Range(3, 11)) == "lower: × 0.50"
     assert verdict_words(Published("", 60, 80, "%"), Range(90, 95)) == "10 points higher"
 
 
@@ -104,3 +116,35 @@ def test_the_list_runs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for claim in list_claims():
         assert f"{claim.id}: {claim.title}" in printed
         assert all(figure.text in printed for figure in claim.published)
+
+
+def test_the_readme_has_every_claim_as_it_was_published() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in between_markers(README).splitlines()
+        if line.startswith("| ")
+    ][1:]
+    shown, name = [], ""
+    for first, case, published, ours, verdict in rows:
+        name = first.split("`")[1] if first else name
+        assert ours and verdict
+        shown.append((name, case, published))
+    assert shown == published_rows(list_claims())
+
+
+def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{MARKERS[0]}\nold\n{MARKERS[1]}\nbelow\n")
+    put_between_markers(page, "| new |")
+    assert page.read_text().split() == [
+        "above",
+        *MARKERS[0].split(),
+        "|",
+        "new",
+        "|",
+        *MARKERS[1].split(),
+        "below",
+    ]
+    page.write_text("no markers")
+    with pytest.raises(InputError, match="must hold the lines"):
+        put_between_markers(page, "| new |")
