@@ -10,7 +10,8 @@ lasts
 
 which is a fixed point in b. Each of a request's tokens takes one round: TPOT = S, at b + 1 (an arrival sees the
 others as time does, and itself; Palm). At batch B the replica completes λ(B) = B / ((o − 1) T_d(B) + B x(B)); the
-stability limit is λ(B) at the largest batch that the KV cache and ``max_num_seqs`` allow.
+stability limit is λ(B) at the largest batch that the KV cache and ``max_num_seqs`` allow. With speculation a round
+yields τ tokens of a request in the mean: it takes (o − 1) / τ rounds, and TPOT = S / τ.
 
 Rounds vary because arrivals do. With Poisson arrivals N of rate λ in a round, S' = T_d + Σ X_i gives the variance
 λ S E[X²] / (1 − (λ x)²) (a gated queue; Takagi 1986, Analysis of Polling Systems). A request waits for the rest of
@@ -130,7 +131,7 @@ class SteadyState:
                 f"a request of {self.traffic.context:.0f} tokens does not fit the KV cache of {tokens} tokens"
             )
         by_rows = (limits.get("max_num_seqs") or math.inf) / (1 + 1 / self._rounds)  # prompts take rows too
-        by_tokens = self.token_budget / (1 + self.traffic.prompt / self._rounds)
+        by_tokens = self.token_budget / (self._width + self.traffic.prompt / self._rounds)
         return max(1.0, min(by_memory, by_rows, by_tokens))
 
     @property
@@ -150,15 +151,15 @@ class SteadyState:
         best = 0.0
         for batch in np.unique(np.rint(np.geomspace(1, self.max_batch, 48))):
             best = max(best, self._rate(float(batch)))
-            if self._decode(float(batch)) > tpot_s:
+            if self._decode(float(batch)) / self._yield > tpot_s:
                 return 0.0 if batch == 1 else best
-            if batch / (self._rate(float(batch)) * self._rounds) > tpot_s:
+            if batch / (self._rate(float(batch)) * self._rounds * self._yield) > tpot_s:
                 break
         return best
 
     def shortest_step(self) -> float:
-        """Seconds of the shortest round: one request that decodes."""
-        return self._decode(1.0)
+        """Seconds of the shortest round, one request that decodes, for each token that it yields."""
+        return self._decode(1.0) / self._yield
 
     @property
     def load(self) -> float:
@@ -189,7 +190,7 @@ class SteadyState:
     @property
     def tpot_s(self) -> float:
         """Mean time per output token after the first; infinite without a steady state."""
-        return self.step_s if self.stable else math.inf
+        return self.step_s / self._yield if self.stable else math.inf
 
     @cached_property
     def ttft_s(self) -> float:
@@ -298,13 +299,23 @@ class SteadyState:
     def _prefill_per_round(self) -> float:
         """Prompt tokens of a mean round."""
         if not self.stable:
-            return max(self.token_budget - self.batch, 1.0)
+            return max(self.token_budget - self.batch * self._width, 1.0)
         return self.traffic.request_rate * self._round(self.batch) * self.traffic.prompt
 
     @property
     def _rounds(self) -> float:
         """Rounds in which a request occupies a row of the batch; its end is noticed late where the next is decided."""
-        return self.traffic.output - 1 + float(self.decides_ahead)
+        return (self.traffic.output - 1) / self._yield + float(self.decides_ahead)
+
+    @property
+    def _yield(self) -> float:
+        """Tokens of a request that a round yields."""
+        return self.resolved.tokens_per_step
+
+    @property
+    def _width(self) -> float:
+        """Tokens of a decoding request that a round computes."""
+        return self.resolved.steptime.width
 
     def _needed(self, batch: float) -> float:
         """Decoding requests by Little's law if the round were that of *batch*."""
@@ -333,7 +344,7 @@ class SteadyState:
         )
         if rate * alone < 1 and rate * decode / (1 - rate * alone) <= 1:
             return rate * alone
-        low, high = decode, max(self.token_budget - batch, 1.0) / (rate * self.traffic.prompt)
+        low, high = decode, max(self.token_budget - batch * self._width, 1.0) / (rate * self.traffic.prompt)
         if decode + rate * high * self._extra_of(batch, rate * high, alone) > high:
             return 1.0
         for _ in range(30):
@@ -367,7 +378,7 @@ class SteadyState:
 
     def _chunks(self, prompt: float, batch: float) -> int:
         """Rounds that *prompt* takes beside *batch* decodes."""
-        return max(math.ceil(prompt / max(self.token_budget - batch, 1.0)), 1)
+        return max(math.ceil(prompt / max(self.token_budget - batch * self._width, 1.0)), 1)
 
     def _mean(self, of: Callable[[float], float]) -> float:
         """Over the prompts."""

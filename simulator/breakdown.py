@@ -28,6 +28,7 @@ FAMILIES = {
     "elementwise": "element-wise kernels",
     "sampling": "sampling",
     "kv_write": "KV write",
+    "drafting": "drafting",
     "layer_overhead": "gaps between kernels",
     "host": "host",
 }

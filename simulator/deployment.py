@@ -7,6 +7,7 @@ blocks there are, and remembers every choice that was made for the user.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +23,11 @@ from simulator.models import ModelSpec, Precision, dtype, load_model
 from simulator.models.offload import Offload
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
+from simulator.speculation import Speculation, SpeculationPlan, plan_speculation
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.laws import LawSet
 from simulator.steptime.offload import OffloadedStepTime
+from simulator.steptime.speculative import SpeculativeStepTime
 from simulator.validity import footing, laws_used
 
 __all__ = ["Deployment", "Resolved"]
@@ -76,6 +79,7 @@ class Deployment(BaseModel):
     async_scheduling: bool | None = None
     default_max_tokens: int | str = DEFAULT_MAX_TOKENS
     router: str = "round-robin"
+    speculation: Speculation | None = None
     options: dict[str, Any] = {}
 
     @classmethod
@@ -124,13 +128,14 @@ class Deployment(BaseModel):
         limits = self._limits(system, profile, parallelism, model, chosen)
         if "kv_bytes_per_token" in system.options:
             limits.setdefault("kv_bytes_per_token", round(model.kv_bytes_per_token(precision.kv)))
+        plan = self._speculation(model, profile, parallelism, precision, system, limits, chosen)
         offload = None if system.offload is None else system.offload(model, precision, limits)
         if offload is not None:
             limits |= offload.limits
             chosen += [
                 f"{name}: {value:.4g} (follows from the model)" for name, value in offload.limits.items()
             ]
-        budget = self._budget(model, profile, parallelism, precision, system, limits, offload)
+        budget = self._budget(model, profile, parallelism, precision, system, limits, offload, plan)
         warnings = self._fit_context(model, limits, budget, chosen)
         traits = load_traits(
             system.traits,
@@ -140,6 +145,8 @@ class Deployment(BaseModel):
         )
         if self.async_scheduling is not None:  # deciding one step ahead is what hides the host's work
             traits = replace(traits, overlap=self.async_scheduling)
+        elif plan is not None and limits.get("async_scheduling") is False:
+            traits = replace(traits, overlap=False)
         laws = LawSet.from_profile(profile)
         return Resolved(
             deployment=self,
@@ -150,7 +157,8 @@ class Deployment(BaseModel):
             precision=precision,
             limits=limits,
             budget=budget,
-            steptime=_steptime(offload, model, laws, parallelism, traits, precision),
+            steptime=_steptime(offload, plan, model, laws, parallelism, traits, precision),
+            speculation=plan,
             chosen=chosen,
             warnings=warnings,
         )
@@ -161,12 +169,7 @@ class Deployment(BaseModel):
         kv = dtype(self.kv_cache_dtype).name if self.kv_cache_dtype else native.kv
         if self.dtype is None:
             chosen.append(f"dtype: {weights} (as published)")
-        law = dtype(weights).law.removesuffix("_wo")
-        if not dtype(weights).law.endswith("_wo") and law not in profile.peak_flops:
-            have = ", ".join(sorted(profile.peak_flops))
-            raise ConfigurationError(
-                f"dtype {weights}: {profile.name} does not multiply in it; it has {have}"
-            )
+        _check_multiplies(profile, weights)
         return Precision(weights, kv, native.moe if self.dtype is None else None, native.head)
 
     def _limits(
@@ -200,6 +203,40 @@ class Deployment(BaseModel):
         chosen += [f"{name}: {value} ({system.name})" for name, value in limits.items() if name not in stated]
         return limits
 
+    def _speculation(
+        self,
+        model: ModelSpec,
+        profile: HardwareProfile,
+        parallelism: Parallelism,
+        precision: Precision,
+        system: System,
+        limits: dict[str, Any],
+        chosen: list[str],
+    ) -> SpeculationPlan | None:
+        """What is stated of speculation, looked up; it may rule out deciding one step ahead."""
+        stated = self.speculation
+        if stated is None:
+            return None
+        plan = plan_speculation(
+            stated, model, precision, parallelism, system, lambda name: _check_multiplies(profile, name)
+        )
+        chosen += plan.chosen
+        if limits.get("async_scheduling") and stated.method not in system.speculation_ahead:
+            if self.async_scheduling:
+                raise ConfigurationError(
+                    f"speculation: {system.name} {system.version} does not decide a step ahead with method "
+                    f"{stated.method}; leave async_scheduling out"
+                )
+            limits["async_scheduling"] = False
+            chosen.append(f"async_scheduling: False (not with speculation by {stated.method})")
+        room = limits.get("max_num_batched_tokens", math.inf) // plan.drafting.width
+        if self.max_num_seqs is None and 1 <= room < limits.get("max_num_seqs", 0):
+            limits["max_num_seqs"] = int(room)
+            chosen.append(
+                f"max_num_seqs: {room} ({plan.drafting.width} tokens each in max_num_batched_tokens)"
+            )
+        return plan
+
     def _budget(
         self,
         model: ModelSpec,
@@ -209,6 +246,7 @@ class Deployment(BaseModel):
         system: System,
         limits: dict[str, Any],
         offload: Offload | None,
+        plan: SpeculationPlan | None,
     ) -> MemoryBudget:
         return kv_budget(
             model,
@@ -221,6 +259,7 @@ class Deployment(BaseModel):
             limits.get("max_num_batched_tokens", 8192),
             limits.get("max_num_seqs", 256),
             on_gpu=(1.0, 1.0) if offload is None else (offload.weights_share, offload.kv_share),
+            draft=(0.0, 0.0) if plan is None else plan.memory,
         )
 
     def _fit_context(
@@ -259,6 +298,12 @@ class Resolved:
     steptime: StepTime
     chosen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    speculation: SpeculationPlan | None = None
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean tokens that a decode step yields per sequence: 1 without speculation."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_step
 
     @property
     def default_max_tokens(self) -> int | str:
@@ -278,12 +323,21 @@ class Resolved:
     def scheduler(self, **more: Any) -> Scheduler:
         """A fresh policy object for one replica."""
         size = self.num_gpu_blocks * (self.budget.block_size if self.system.capacity_in_tokens else 1)
-        return self.system.scheduler(**{self.system.capacity: size}, **self.limits, **more)
+        drafting = None if self.speculation is None else self.speculation.drafting
+        limits: dict[str, Any] = {self.system.capacity: size, **self.limits, **more}
+        return self.system.scheduler(drafting=drafting, **limits)
 
     @property
     def scheduler_factory(self) -> Callable[[], Scheduler]:
         """`scheduler`, as a function for each new replica."""
         return self.scheduler
+
+    def with_seed(self, seed: int) -> Resolved:
+        """The same; *seed* decides which drafts are accepted."""
+        plan = self.speculation
+        if plan is None:
+            return self
+        return replace(self, speculation=replace(plan, drafting=replace(plan.drafting, seed=seed)))
 
     @property
     def title(self) -> str:
@@ -329,12 +383,23 @@ class Resolved:
             f"host costs: {traits.status}; {traits.source}",
             f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",
             *offload,
+            *([] if self.speculation is None else self.speculation.provenance),
         ]
 
 
-def _steptime(offload: Offload | None, *parts: Any) -> StepTime:
-    plain = offload is None or not offload.weight_bytes
-    return StepTime(*parts) if offload is None or plain else OffloadedStepTime(offload, *parts)
+def _steptime(offload: Offload | None, plan: SpeculationPlan | None, *parts: Any) -> StepTime:
+    if offload is not None and offload.weight_bytes:
+        if plan is not None:
+            raise ConfigurationError("speculation: with weights outside the GPU it is not modelled")
+        return OffloadedStepTime(offload, *parts)
+    return StepTime(*parts) if plan is None else SpeculativeStepTime(plan.drafter, *parts)
+
+
+def _check_multiplies(profile: HardwareProfile, weights: str) -> None:
+    law = dtype(weights).law.removesuffix("_wo")
+    if not dtype(weights).law.endswith("_wo") and law not in profile.peak_flops:
+        have = ", ".join(sorted(profile.peak_flops))
+        raise ConfigurationError(f"dtype {weights}: {profile.name} does not multiply in it; it has {have}")
 
 
 def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:
@@ -352,6 +417,10 @@ def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
+    of_speculation = problem["loc"][:1] == ("speculation",)
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {place!r}; known: {', '.join(sorted(Deployment.model_fields))}"
+        known = Speculation.model_fields if of_speculation else Deployment.model_fields
+        return f"unknown option {place!r}; known: {', '.join(sorted(known))}"
+    if of_speculation and problem["type"] == "value_error":  # its own checks say what is wrong in full
+        return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
     return f"{place}: {problem['input']!r}: {problem['msg']}"

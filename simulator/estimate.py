@@ -7,6 +7,9 @@ No queue, no trace: *batch* requests of equal length start together, are prefill
     TTFT        all prompts of the batch prefilled
     TPOT        mean over the decode steps that follow, contexts growing
     throughput  batch · output / (TTFT + Σ decode steps)
+
+With speculation a step yields (1 − α^(k+1)) / (1 − α) tokens of every sequence in the mean (Leviathan et al. 2023), and
+TPOT is the mean step over that number.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from simulator.deployment import Resolved
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.hand import HandCalculation
 from simulator.steptime import OperatorWork, StepTime, step_work
+from simulator.steptime.speculative import SpeculativeStepTime
 
-__all__ = ["Estimate", "Phase"]
+__all__ = ["Estimate", "Phase", "SpeculationEstimate"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,26 @@ class Phase:
         names = ("name", "flops", "bytes", "compute_s", "memory_s", "bound", "ideal_s", "expected_s", "parts")
         plain = {name: getattr(self, name) for name in names}
         return plain | {"operators": [asdict(work) | {"bound": work.bound} for work in self.operators]}
+
+
+@dataclass(frozen=True)
+class SpeculationEstimate:
+    """A decode step that yields *tokens_per_step* of every sequence: seconds of making drafts and of checking them,
+    and of the same step without speculation (*plain_s*)."""
+
+    tokens_per_step: float
+    drafting_s: float
+    verifying_s: float
+    plain_s: float
+
+    @property
+    def speedup(self) -> float:
+        """Time per token without speculation over that with it; below 1 it loses."""
+        return self.tokens_per_step * self.plain_s / (self.drafting_s + self.verifying_s)
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values, SI units."""
+        return asdict(self) | {"speedup": self.speedup}
 
 
 @dataclass(frozen=True)
@@ -142,12 +166,27 @@ class Estimate:
             return 0.0
         step = self.step.ideal if ideal else self.step
         times = step.segment(self.batch, self.batch * (self.prompt + 1), self.output - 1)
-        return float(sum(times)) / (self.output - 1)
+        return float(sum(times)) / (self.output - 1) / self.resolved.tokens_per_step
 
     def throughput(self, *, ideal: bool = False) -> float:
         """Output tokens per second of the replica."""
         total = self.ttft(ideal=ideal) + (self.output - 1) * self.tpot(ideal=ideal)
         return self.batch * self.output / total
+
+    @property
+    def speculation(self) -> SpeculationEstimate | None:
+        """What speculation does to a decode step half-way through the output; None without it."""
+        step = self.step
+        if not isinstance(step, SpeculativeStepTime):
+            return None
+        batch = self.batch, self.batch * (self.prompt + (self.output + 1) // 2)
+        drafting = step.drafting(*batch)
+        return SpeculationEstimate(
+            self.resolved.tokens_per_step,
+            drafting,
+            step.seconds(*batch) - drafting,
+            step.plain.seconds(*batch),
+        )
 
     @property
     def hand(self) -> HandCalculation:
@@ -195,4 +234,5 @@ class Estimate:
                 )
             },
             "hand_calculation": self.hand.as_dict(),
+            "speculation": None if self.speculation is None else self.speculation.as_dict(),
         }  # fmt: skip

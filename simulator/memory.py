@@ -19,9 +19,18 @@ from hwprofiles import HardwareProfile
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.memory_rules import MEMORY_RULES, MemoryRule, memory_rule
 from simulator.models import LayerSpec, ModelSpec, Precision
+from simulator.models.drafts import DraftSpec
 from simulator.steptime.parallelism import Parallelism
 
-__all__ = ["MEMORY_RULES", "MemoryBudget", "MemoryRule", "kv_budget", "memory_rule", "weight_bytes_per_gpu"]
+__all__ = [
+    "MEMORY_RULES",
+    "MemoryBudget",
+    "MemoryRule",
+    "draft_bytes_per_gpu",
+    "kv_budget",
+    "memory_rule",
+    "weight_bytes_per_gpu",
+]
 
 MIB = 2**20
 LOGITS_BYTES = 26.0
@@ -74,8 +83,11 @@ def kv_budget(
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
     on_gpu: tuple[float, float] = (1.0, 1.0),
+    draft: tuple[float, float] = (0.0, 0.0),
 ) -> MemoryBudget:
     """The KV cache that *system_rule* gives *model* on *profile*, with these shares of weights and KV *on_gpu*.
+
+    *draft*: bytes per GPU of the weights of what drafts tokens, and of its KV per token.
 
     Raises CapacityError when not one block is left, naming the smallest tensor parallel size that would do.
     """
@@ -84,7 +96,7 @@ def kv_budget(
         raise ConfigurationError(f"gpu_memory_utilization {gpu_memory_utilization} must be in (0, 1]")
     if block_size < 1:
         raise ConfigurationError(f"block_size {block_size} must be at least 1")
-    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs, on_gpu)
+    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs, on_gpu, draft)
     budget = _budget(model, profile, parallel, system_rule, formats, *limits)
     if budget.num_gpu_blocks < 1:
         fits = (
@@ -107,6 +119,7 @@ def _budget(
     max_tokens: int,
     max_seqs: int,
     on_gpu: tuple[float, float],
+    draft: tuple[float, float],
 ) -> MemoryBudget:
     name, rule = memory_rule(system)
     rule = rule if utilization is None else replace(rule, fraction=utilization)
@@ -118,23 +131,27 @@ def _budget(
         "nccl_buffers": memory.nccl_bytes if parallel.num_gpus > 1 else 0.0,
         "graph_pool": memory.graph_pool_bytes,
     }
+    if draft[0]:
+        items["draft_weights"] = draft[0]
     if rule.basis == "sglang" and utilization is None:
         rule = replace(rule, fraction=sglang_fraction(profile.memory_bytes, max_tokens, parallel))
     items["kv_cache"] = max(0.0, _kv_bytes(rule, profile.memory_bytes, items))
     layers = -(-model.num_layers // parallel.pp) / model.num_layers
     block = on_gpu[1] * model.kv_bytes_per_token(formats.kv, parallel.tp) * layers * block_size
+    block += draft[1] * block_size
     blocks = int(items["kv_cache"] // block) * parallel.dp
     return MemoryBudget(name, rule, profile.memory_bytes, items, block_size, block, blocks)
 
 
 def _kv_bytes(rule: MemoryRule, total: float, items: Mapping[str, float]) -> float:
     """Bytes for KV under *rule*."""
-    fixed = items["weights"] + items["cuda_context"] + items["nccl_buffers"]
+    weights = items["weights"] + items.get("draft_weights", 0.0)
+    fixed = weights + items["cuda_context"] + items["nccl_buffers"]
     match rule.basis:
         case "total":
             return rule.fraction * total - fixed - items["activations"]
         case "sglang":
-            return rule.fraction * (total - items["cuda_context"] - items["nccl_buffers"]) - items["weights"]
+            return rule.fraction * (total - items["cuda_context"] - items["nccl_buffers"]) - weights
         case "reserve":
             return rule.fraction * (total - fixed) - rule.reserve_bytes
         case "free":
@@ -170,6 +187,19 @@ def weight_bytes_per_gpu(model: ModelSpec, precision: Precision, parallel: Paral
     tables = 1 if model.tied_embeddings or parallel.pp > 1 else 2
     extra = precision.lm_head.bytes * (model.position_parameters + model.vision_parameters / parallel.tp)
     return layers * stage + tables * head + extra
+
+
+def draft_bytes_per_gpu(draft: DraftSpec, parallel: Parallelism, kv_dtype: str) -> tuple[float, float]:
+    """(weights, KV per token) that *draft* takes of each GPU, B; its projections are not cut."""
+    spec, precision = draft.model, draft.precision
+    extra = precision.linear.bytes * sum(gemm.parameters for gemm in draft.projections)
+    table = precision.lm_head.bytes * spec.vocab_size * spec.hidden_size / parallel.tp
+    if draft.heads:
+        return draft.heads * (extra + table), 0.0
+    weights = extra + weight_bytes_per_gpu(spec, precision, parallel)
+    if not draft.own_vocabulary:
+        weights -= (1 if spec.tied_embeddings else 2) * table
+    return weights, spec.kv_bytes_per_token(kv_dtype, parallel.tp)
 
 
 def _layer_bytes(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,10 @@ from simulator.results import (
 )
 from simulator.scheduling import Batch, Request, Scheduler, Wait
 from simulator.scheduling.request import FINISHED as ENDED
+from simulator.scheduling.speculative import DraftCounts, SpeculativeDecodeSet
 from simulator.steptime import StepTime
 
-__all__ = ["Replica"]
+__all__ = ["Replica", "pooled_drafts"]
 
 ARRIVAL_TOLERANCE = 1e-9
 """Relative. An arrival this close after the end of an iteration counts as before it."""
@@ -73,7 +74,10 @@ class Replica:
         self.outputs = outputs
         self.records = records
         self.index = index
-        self.stepped = stepped
+        decoding = scheduler.decoding
+        self.drafts = decoding if isinstance(decoding, SpeculativeDecodeSet) else None
+        """The decoding set that knows what is accepted, where there is speculation: then no two steps are alike."""
+        self.stepped = stepped or self.drafts is not None
         self.horizon = horizon
         """When the run is cut off, s: beyond it nothing may be done before its time."""
         self.open = open
@@ -106,6 +110,7 @@ class Replica:
         env, scheduler, source, inflight = self.env, self.scheduler, self.source, self._inflight
         schedule, levels, depth, timeout = scheduler.schedule, scheduler.levels, scheduler.depth, env.timeout
         step_seconds, stepped, note = self.steptime.seconds, self.stepped, self.series.append
+        gains = None if self.drafts is None else self.drafts.gains
         now, ahead = env.now, 0
         while True:
             if source.next_time <= now + ARRIVAL_TOLERANCE * now:
@@ -154,6 +159,9 @@ class Replica:
             if prefills:
                 for _, chunk, _ in prefills:
                     chunks += chunk
+            delivered = n * (decodes - batch.idle_rows)
+            if gains is not None:
+                delivered = gains.pop(batch.iteration) if decodes else 0
             waiting, used, cached, reserved, internal, external, shared = level
             note(
                 now,
@@ -163,7 +171,7 @@ class Replica:
                 waiting,
                 decodes,
                 chunks,
-                n * (decodes - batch.idle_rows) + len(batch.joining),
+                delivered + len(batch.joining),
                 used,
                 cached,
                 len(batch.preempted),
@@ -360,7 +368,8 @@ class Replica:
         for request in batch.joining:
             left = self._length(request) - request.generated
             if left > 0:
-                self._set_end(request, batch.iteration + left)
+                steps = left if self.drafts is None else self.drafts.steps(request, left)
+                self._set_end(request, batch.iteration + steps)
             else:
                 request.decode_end = WITH_FIRST
         for request in batch.stalled:
@@ -540,6 +549,17 @@ class Replica:
     def _note_idle(self, now: float) -> None:
         waiting, used, cached, *waste = self.scheduler.levels()
         self.series.append(now, 0.0, 0, self.scheduler.num_running, waiting, 0, 0, 0, used, cached, 0, *waste)
+
+
+def pooled_drafts(replicas: Iterable[Replica]) -> DraftCounts | None:
+    """What became of the drafts of all *replicas*; None without speculation."""
+    pooled: DraftCounts | None = None
+    for replica in replicas:
+        if replica.drafts is None:
+            continue
+        counts = replica.drafts.counts
+        pooled = counts if pooled is None else pooled.plus(counts)
+    return pooled
 
 
 def _floats(durations: Any) -> Any:

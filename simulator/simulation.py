@@ -14,6 +14,7 @@ from simulator.breakdown import time_breakdown
 from simulator.cluster import Cluster, ClusterResult, ClusterSpec, simulate_cluster
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
+from simulator.replica import pooled_drafts
 from simulator.results import (
     REJECTED,
     Categories,
@@ -26,6 +27,7 @@ from simulator.results import (
     class_table,
     summarize,
 )
+from simulator.scheduling.speculative import DraftCounts
 from simulator.validity import excursions
 from simulator.workload import Trace
 from simulator.workload.limits import resolve_max_tokens
@@ -49,6 +51,8 @@ class Result:
     itl: InterTokenLatency
     summary: Summary
     num_iterations: int
+    drafts: DraftCounts | None = None
+    """What became of the drafts, with speculation."""
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -152,7 +156,8 @@ def simulate(
 
     *goodput*: objectives in ms by metric (`ttft`, `tpot`, `e2el`). *progress* is called with the fraction
     of the requests that have left. *stepped* takes every iteration by itself (slow; the same decisions).
-    *until* (s) cuts the run off; *seed* is for a router that draws. Raises `SimError`.
+    *until* (s) cuts the run off; *seed* is for a router that draws and for what speculation accepts. Raises
+    `SimError`.
     """
     if isinstance(deployment, ClusterSpec):
         return simulate_cluster(
@@ -165,7 +170,7 @@ def simulate(
             until=until,
             seed=seed,
         )
-    resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
+    resolved = (deployment if isinstance(deployment, Resolved) else deployment.resolve()).with_seed(seed)
     if until is not None and not until > 0:
         raise ConfigurationError(f"until {until}: must be above 0")
     max_tokens = resolve_max_tokens(trace, resolved.default_max_tokens)
@@ -187,6 +192,7 @@ def simulate(
     for replica in cluster.replicas[1:]:
         itl.merge(replica.itl)
     series = [replica.series for replica in cluster.replicas]
+    drafts = pooled_drafts(cluster.replicas)
     records = cluster.records.build(
         model=_categories(trace.model),
         tenant=_categories(trace.tenant),
@@ -201,9 +207,10 @@ def simulate(
         percentiles=percentiles,
         end_time=until,
         injected=None if until is not None else len(trace),
+        drafts=drafts,
     )
     iterations = int(sum(replica.series.sum("iterations") for replica in cluster.replicas))
-    return Result(trace, resolved, records, series, itl, summary, iterations)
+    return Result(trace, resolved, records, series, itl, summary, iterations, drafts)
 
 
 def _run(

@@ -48,6 +48,13 @@ def estimate(
     dtype: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.")] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of the memory to use.")] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            help="Speculative decoding: method=eagle,tokens=3,acceptance=0.8/0.6/0.5; methods draft, eagle, mtp, "
+            "medusa, ngram.",
+        ),
+    ] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Also list every operator.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")] = False,
 ) -> None:
@@ -66,6 +73,7 @@ def estimate(
         "dtype": dtype,
         "kv_cache_dtype": kv_cache_dtype,
         "gpu_memory_utilization": gpu_memory_utilization,
+        "speculation": speculation,
     }
     deployment = Deployment.of(**{key: value for key, value in stated.items() if value is not None})
     if request_rate is not None or concurrency is not None or trace is not None:
@@ -94,7 +102,7 @@ def _print(result: Estimate, *, operators: bool) -> None:
         out.print(f"defaults chosen: {'; '.join(defaults)}", style="dim")
     for line in resolved.warnings:
         out.print(f"warning: {line}", style="yellow")
-    sections = [_memory(result), _work(result), _latency(result)]
+    sections = [_memory(result), _work(result), *_speculation(result), _latency(result)]
     for table in [*sections, *([_operators(result.prefill), _operators(result.decode)] if operators else [])]:
         out.print(table)
     out.print("\nWhat the hand calculation misses:")
@@ -156,6 +164,23 @@ def _work(result: Estimate) -> Table:
             f"{1e3 * phase.expected_s:.2f}",
         )
     return table
+
+
+def _speculation(result: Estimate) -> list[Table]:
+    found = result.speculation
+    if found is None:
+        return []
+    table = _table("\nSpeculation, decode step half-way", "", "")
+    rows = [
+        ("tokens per step and sequence", f"{found.tokens_per_step:.2f}"),
+        ("drafting, ms", f"{1e3 * found.drafting_s:.2f}"),
+        ("verifying, ms", f"{1e3 * found.verifying_s:.2f}"),
+        ("the same step without speculation, ms", f"{1e3 * found.plain_s:.2f}"),
+        ("speed-up of decoding", f"{found.speedup:.2f}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def _latency(result: Estimate) -> Table:

@@ -58,6 +58,14 @@ def run(
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="Format of keys and values.", rich_help_panel=WHERE)
     ] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            help="Speculative decoding: method=draft,model=llama-3.2-1b,tokens=4,acceptance=0.7; methods draft, eagle, "
+            "mtp, medusa, ngram; none switches off what the file states.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Running sequences at most.", rich_help_panel=LIMITS)
     ] = None,
@@ -225,6 +233,7 @@ DEPLOYMENT_OPTIONS = (
     "router",
     "dtype",
     "kv_cache_dtype",
+    "speculation",
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_model_len",
@@ -244,6 +253,8 @@ def _deployment(options: dict[str, Any]) -> Deployment:
     path = options["deployment"]
     stated = Deployment.load(path).model_dump(exclude_unset=True) if path else {}
     stated |= {name: options[name] for name in DEPLOYMENT_OPTIONS if options[name] is not None}
+    if stated.get("speculation") == "none":
+        del stated["speculation"]
     limit = stated.get("default_max_tokens")
     if isinstance(limit, str) and limit.isdecimal():
         stated["default_max_tokens"] = int(limit)

@@ -23,8 +23,8 @@ class ResolvedPool:
     pool: Pool
 
 
-def resolve_pools(cluster: ClusterSpec) -> list[ResolvedPool]:
-    """Every pool, looked up and checked. Raises `SimError`."""
+def resolve_pools(cluster: ClusterSpec, seed: int = 0) -> list[ResolvedPool]:
+    """Every pool, looked up and checked; *seed* is for what speculation accepts. Raises `SimError`."""
     _check_roles(cluster)
     sharing: dict[str, int] = {}
     for spec in cluster.pools.values():
@@ -32,7 +32,7 @@ def resolve_pools(cluster: ClusterSpec) -> list[ResolvedPool]:
             sharing[spec.gpus] = sharing.get(spec.gpus, 0) + 1
     found = []
     for name, spec in cluster.pools.items():
-        found.append(_resolve(name, spec, sharing.get(spec.gpus or "", 1)))
+        found.append(_resolve(name, spec, sharing.get(spec.gpus or "", 1), seed))
     models = {p.resolved.model.name for p in found}
     for p in found:
         if p.pool.serves is None and len(models) > 1:
@@ -55,12 +55,13 @@ def startup_seconds(spec: PoolSpec, resolved: Resolved) -> float:
     return start.provision + loading + start.warmup
 
 
-def _resolve(name: str, spec: PoolSpec, neighbours: int) -> ResolvedPool:
+def _resolve(name: str, spec: PoolSpec, neighbours: int, seed: int) -> ResolvedPool:
     deployment = spec.deployment
     if deployment.num_replicas != 1 or "router" in deployment.model_fields_set:
         raise ConfigurationError(f"pool {name}: replicas and router are the cluster's, not the deployment's")
     memory = spec.partition or spec.memory_share or (1 / neighbours if spec.gpus else 1.0)
     resolved = deployment.resolve() if memory == 1.0 else _with_share(name, deployment, memory)
+    resolved = resolved.with_seed(seed)
     price = resolved.profile.datasheet.price
     usd = spec.usd_per_hour if spec.usd_per_hour is not None else price.usd_per_hour if price else None
     pool = Pool(

@@ -22,6 +22,7 @@ from simulator.cluster.result import ClusterResult
 from simulator.cluster.routers import STATIC
 from simulator.cluster.spec import ClusterSpec
 from simulator.errors import ConfigurationError
+from simulator.replica import pooled_drafts
 from simulator.results import Categories, InterTokenLatency, RecordsBuilder, summarize
 from simulator.results.classes import class_table
 from simulator.workload import Trace
@@ -46,7 +47,7 @@ def simulate_cluster(
     """Replay *trace* against the cluster *spec*; the options are those of `simulator.simulate`. Raises `SimError`."""
     if until is not None and not until > 0:
         raise ConfigurationError(f"until {until}: must be above 0")
-    pools = resolve_pools(spec)
+    pools = resolve_pools(spec, seed)
     limits = resolve_max_tokens(trace, _default_max_tokens(trace, pools))
     if _is_plain(spec, trace):
         run = _run_apart(trace, limits, spec, pools[0].pool, until, stepped, seed)
@@ -66,7 +67,14 @@ def simulate_cluster(
         request_id=trace.request_id,
     )
     summary = summarize(
-        records, itl, series, goodput=goodput, percentiles=percentiles, end_time=until, injected=run.injected
+        records,
+        itl,
+        series,
+        goodput=goodput,
+        percentiles=percentiles,
+        end_time=until,
+        injected=run.injected,
+        drafts=pooled_drafts(replicas),
     )
     return ClusterResult(
         trace=trace,

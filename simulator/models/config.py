@@ -78,6 +78,7 @@ def _spec(outer: Fields, fields: Fields, model_type: str, name: str) -> ModelSpe
         final_norm_parameters=norm,
         head_bias=family.head_bias,
         vision_parameters=_vision_parameters(outer, hidden),
+        mtp_layers=fields.integer("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0),
         native=_native(outer),
     )
 

@@ -37,6 +37,8 @@ class ModelSpec:
     final_norm_parameters: int = 0
     head_bias: bool = False
     vision_parameters: int = 0
+    mtp_layers: int = 0
+    """Layers for multi-token prediction that were published with it; they are not among ``layers``."""
     native: Precision = field(default_factory=Precision)
 
     @classmethod

@@ -223,3 +223,34 @@ _fragmentation("reserved", 121, "set aside for tokens still to come")
 _fragmentation("internal", 122, "in the unfilled part of blocks")
 _fragmentation("external", 123, "free but too scattered to be used")
 _fragmentation("shared", 124, "saved by sharing blocks between requests")
+
+
+@metric("spec_decode_num_drafts", "Drafts:", "drafts", 130)
+def spec_decode_num_drafts(sample: Sample) -> Number:
+    """drafts that the target checked: one per decoding sequence and step in which something was drafted"""
+    return None if sample.drafts is None else sample.drafts.num_drafts
+
+
+@metric("spec_decode_draft_tokens", "Draft tokens:", "tokens", 131)
+def spec_decode_draft_tokens(sample: Sample) -> Number:
+    """Σ tokens of the drafts"""
+    return None if sample.drafts is None else sample.drafts.num_draft_tokens
+
+
+@metric("spec_decode_accepted_tokens", "Accepted tokens:", "tokens", 132)
+def spec_decode_accepted_tokens(sample: Sample) -> Number:
+    """Σ drafted tokens that the target accepted, those behind an answer's end included"""
+    return None if sample.drafts is None else sample.drafts.num_accepted_tokens
+
+
+@metric("spec_decode_acceptance_rate", "Acceptance rate (%):", "%", 133)
+def spec_decode_acceptance_rate(sample: Sample) -> Number:
+    """100 · spec_decode_accepted_tokens / spec_decode_draft_tokens"""
+    rate = None if sample.drafts is None else sample.drafts.acceptance_rate
+    return None if rate is None else 100 * rate
+
+
+@metric("spec_decode_acceptance_length", "Acceptance length:", "tokens", 134)
+def spec_decode_acceptance_length(sample: Sample) -> Number:
+    """1 + spec_decode_accepted_tokens / spec_decode_num_drafts: tokens of a checked draft, the target's own included"""
+    return None if sample.drafts is None else sample.drafts.acceptance_length

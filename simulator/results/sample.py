@@ -13,6 +13,7 @@ import numpy.typing as npt
 from simulator.results.itl import InterTokenLatency
 from simulator.results.records import FINISHED, Records
 from simulator.results.series import StepSeries
+from simulator.scheduling.speculative import DraftCounts
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
@@ -35,6 +36,8 @@ class Sample:
     warmup: float = 0.0
     end_time: float | None = None
     """Where the run was cut off, s; None: it ran to its last finish."""
+    drafts: DraftCounts | None = None
+    """What became of the drafts, with speculation."""
 
     @cached_property
     def start(self) -> float:

@@ -19,6 +19,7 @@ from simulator.results.overload import Overload, detect_overload
 from simulator.results.records import CANCELLED, FAILED, LOST, REJECTED, STATUS, Records
 from simulator.results.sample import Sample
 from simulator.results.series import StepSeries
+from simulator.scheduling.speculative import DraftCounts
 
 DEFAULT_PERCENTILES = (50.0, 90.0, 99.0)
 MS_PER_S = 1000.0
@@ -68,6 +69,8 @@ class Summary:
             for key, value in self.values.items()
             if key.startswith("fragmentation_")
         }
+        if self.sample.drafts is not None:
+            result["spec_decode_per_position_acceptance_rates"] = self.sample.drafts.per_position
         result |= {"goodput": self.goodput or None, "reasons": self.reasons, "overload": self._overload()}
         if self.intervals is not None:
             result["intervals"] = vars(self.intervals) | {
@@ -120,17 +123,18 @@ def summarize(
     warmup: float = 0.0,
     end_time: float | None = None,
     injected: int | None = None,
+    drafts: DraftCounts | None = None,
 ) -> Summary:
     """Check that nothing is lost, then compute every metric.
 
     *series*: one per replica. *goodput*: objectives in ms (`parse_goodput`). *warmup*: requests that arrive
     in the first *warmup* seconds are left out of latencies and throughputs (the driver clears *itl* at that
     moment). *end_time* (s): where the run was cut off, if it was. *injected*: the driver's own count of
-    arrivals. Raises `ConservationError`.
+    arrivals. *drafts*: what became of them, with speculation. Raises `ConservationError`.
     """
     check_conservation(records, injected)
     replicas = [series] if isinstance(series, StepSeries) else list(series)
-    sample = Sample(records, itl, replicas, dict(goodput or {}), warmup, end_time)
+    sample = Sample(records, itl, replicas, dict(goodput or {}), warmup, end_time, drafts)
     values: dict[str, Number] = {m.tag: m.compute(sample) for m in METRICS}
     for m in LATENCIES:
         values |= _latency_values(m, sample, percentiles)

@@ -43,9 +43,32 @@ def format_table(
     for latency in LATENCIES:
         if latency.tag in percentile_metrics:
             lines += latency_block(summary, latency, percentiles)
+    lines += speculation_block(summary)
     if own:
         lines += own_block(summary, percentiles)
     return "\n".join([*lines, "=" * WIDTH]) + "\n"
+
+
+SPECULATION = (
+    ("spec_decode_acceptance_rate", "Acceptance rate (%):", ".2f"),
+    ("spec_decode_acceptance_length", "Acceptance length:", ".2f"),
+    ("spec_decode_num_drafts", "Drafts:", "d"),
+    ("spec_decode_draft_tokens", "Draft tokens:", "d"),
+    ("spec_decode_accepted_tokens", "Accepted tokens:", "d"),
+)
+"""vLLM's block of a run with speculative decoding: key, label, format."""
+
+
+def speculation_block(summary: Summary) -> list[str]:
+    """What became of the drafts; nothing without speculation."""
+    drafts = summary.sample.drafts
+    if drafts is None:
+        return []
+    lines = [f"{'Speculative Decoding':-^{WIDTH}}"]
+    lines += [_row(label, summary, key, display) for key, label, display in SPECULATION]
+    lines.append("Per-position acceptance (%):")
+    rates = enumerate(drafts.per_position)
+    return lines + [f"{f'  Position {i}:':<{LABEL}} {100 * rate:<{VALUE}.2f}" for i, rate in rates]
 
 
 def own_block(summary: Summary, percentiles: Sequence[float]) -> list[str]:

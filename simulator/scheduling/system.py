@@ -15,6 +15,7 @@ from simulator.scheduling.base import Scheduler
 if TYPE_CHECKING:
     from simulator.models import ModelSpec, Precision
     from simulator.models.offload import Offload
+    from simulator.scheduling.acceptance import Drafting
 
 __all__ = ["Device", "System", "find_system", "list_systems"]
 
@@ -90,11 +91,20 @@ class System:
     """What is not on the GPU, for a model, its formats and the options; None: everything is."""
     offload_options: Mapping[str, Any] = field(default_factory=dict)
     """Options that only `offload` reads, with their defaults."""
+    speculation: tuple[str, ...] = ()
+    """Methods of speculative decoding that it has, by the names of `simulator.speculation.METHODS`."""
+    speculative: str = ""
+    """Its policy with speculation."""
+    speculation_ahead: tuple[str, ...] = ()
+    """Methods that go together with deciding one step ahead."""
+    draft_trees: bool = False
+    """Whether drafts may branch."""
+    draft_vocabulary_slack: int = 0
+    """By how many tokens the vocabulary of a draft model may differ."""
 
     @property
     def policy_class(self) -> type[Scheduler]:
-        module, name = self.policy.split(":")
-        cls: type[Scheduler] = getattr(importlib.import_module(f"simulator.scheduling.{module}"), name)
+        cls: type[Scheduler] = _policy(self.policy)
         return cls
 
     @property
@@ -104,7 +114,7 @@ class System:
         policy = (name for name in inspect.signature(self.policy_class).parameters if name not in inner)
         return (*policy, *self.offload_options)
 
-    def scheduler(self, **options: Any) -> Scheduler:
+    def scheduler(self, *, drafting: Drafting | None = None, **options: Any) -> Scheduler:
         """A policy object. Raises `ConfigurationError` for an option the system does not have."""
         known = inspect.signature(self.policy_class).parameters
         options = {name: value for name, value in options.items() if name not in self.offload_options}
@@ -113,7 +123,15 @@ class System:
                 raise ConfigurationError(
                     f"system {self.name} has no option {name!r}; it has {', '.join(self.options)}"
                 )
+        if drafting is not None:
+            policy: Scheduler = _policy(self.speculative)(drafting=drafting, **self.fixed, **options)
+            return policy
         return self.policy_class(**self.fixed, **options)
+
+
+def _policy(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(f"simulator.scheduling.{module}"), name)
 
 
 @cache

@@ -268,7 +268,7 @@ class VllmV1(Scheduler):
             if request.status is not RUNNING:  # preempted earlier in this step
                 continue
             tokens = self._tokens(request)
-            chunk = self._chunk(self._wanted(request, tokens), budget, threshold)
+            chunk = self._turn(request, tokens, budget, threshold)
             if chunk == 0:
                 continue
             while not self._has_room(request, tokens + chunk):
@@ -280,8 +280,7 @@ class VllmV1(Scheduler):
                 if self.by_priority and not self.rules.self_preemption_stops:
                     continue
                 break
-            request.num_blocks = -(-tokens // self.block_size)
-            self.blocks.grow(request, tokens + chunk)
+            self._grant(request, tokens, chunk)
             if request in self.decoding:
                 decodes[request] = None
             else:
@@ -293,8 +292,14 @@ class VllmV1(Scheduler):
     def _tokens(self, request: Request) -> int:
         return self.decoding.tokens(request) if request in self.decoding else request.computed
 
-    def _wanted(self, request: Request, tokens: int) -> int:
-        return 1 if request in self.decoding else max(request.target - tokens, 0)
+    def _turn(self, request: Request, tokens: int, budget: int, threshold: int) -> int:
+        """Tokens that *request*, which has computed *tokens*, is given in this step."""
+        wanted = 1 if request in self.decoding else max(request.target - tokens, 0)
+        return self._chunk(wanted, budget, threshold)
+
+    def _grant(self, request: Request, tokens: int, chunk: int) -> None:
+        request.num_blocks = -(-tokens // self.block_size)
+        self.blocks.grow(request, tokens + chunk)
 
     def _has_room(self, request: Request, tokens: int) -> bool:
         held = -(-self._tokens(request) // self.block_size)
@@ -550,6 +555,9 @@ SYSTEMS = (
         policy="vllm_v1:VllmV1",
         fixed={"rules": V1_RULES["0.33"]},
         defaults=_defaults_0_33,
+        speculation=("draft", "eagle", "mtp", "medusa", "ngram"),
+        speculative="vllm_v1_speculative:SpeculativeVllmV1",
+        speculation_ahead=("draft", "eagle", "mtp"),
     ),
     System(
         name="vllm-0.11",
@@ -562,5 +570,7 @@ SYSTEMS = (
         defaults=_defaults_0_11,
         memory="vllm-0.11",
         traits="vllm-0.11",
+        speculation=("eagle", "mtp", "medusa", "ngram"),
+        speculative="vllm_v1_speculative:SpeculativeVllmV1",
     ),
 )

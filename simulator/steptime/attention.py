@@ -3,6 +3,9 @@
 A layer with a window of w tokens attends to at most w: a decoding batch of b sequences to
 min(Σ context, b·w), exact when contexts are equal and an upper bound otherwise; a prompt chunk does the
 (query, key) pairs inside the band.
+
+With speculation a decoding sequence has several queries, which share its KV as the heads of a group do (kernels pack
+both into the rows of one tile): it is read once, and the FLOPs are those of so many times the query heads.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StepAttention:
-    """Attention of all layers of *model* on one rank; *ideal* is the floor, *scale* is on the laws."""
+    """Attention of all layers of *model* on one rank; *ideal* is the floor, *scale* is on the laws.
+
+    *width*: queries of each decoding sequence.
+    """
 
     model: ModelSpec
     precision: Precision
@@ -31,14 +37,16 @@ class StepAttention:
     laws: Laws
     ideal: Laws
     scale: float = 1.0
+    width: float = 1.0
 
     def decode(self, num_seqs: Array | float, sum_context: Array) -> Array:
         """Seconds of all layers for *num_seqs* sequences and each sum of contexts, both per rank."""
         total = np.zeros_like(sum_context)
         for layer in self.model.layers:
-            heads = layer.attention.shard(self.parallel.tp).decode_heads
-            seen = sum_context if layer.window is None else np.minimum(sum_context, num_seqs * layer.window)
-            shape = (num_seqs, seen, *heads, self.precision.cache.name)
+            n_q, n_kv, head_dim = layer.attention.shard(self.parallel.tp).decode_heads
+            reach = None if layer.window is None else layer.window + self.width - 1
+            seen = sum_context if reach is None else np.minimum(sum_context, num_seqs * reach)
+            shape = (num_seqs, seen, self.width * n_q, n_kv, head_dim, self.precision.cache.name)
             total += layer.count * np.maximum(
                 self.scale * self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
             )

@@ -18,7 +18,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
-from math import frexp
+from math import ceil, frexp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ __all__ = ["StepTime"]
 
 Array = NDArray[np.float64]
 Prefills = Sequence[tuple[int, int]]
+Draft = tuple["StepTime", int, tuple[int, int, Prefills]]
 _DecodeEntry = tuple[float, float, float, "array[float]"]
 
 SCALAR_STEPS = 32
@@ -53,7 +54,8 @@ class StepTime:
     A batch has ``num_decodes`` rows with one new token each that attend to ``decode_context`` tokens
     together (new ones included), and prefills as (chunk, tokens of context before it). With attention
     data parallelism the batch is that of the whole replica, spread evenly. *precision* defaults to the
-    published one.
+    published one. With speculation each decoding row has *width* new tokens, which read its KV together, and
+    *sampled* of them get logits; both may be means.
     """
 
     def __init__(
@@ -63,8 +65,13 @@ class StepTime:
         parallelism: Parallelism | None = None,
         traits: HostTraits | None = None,
         precision: Precision | None = None,
+        *,
+        width: float = 1.0,
+        sampled: float | None = None,
     ) -> None:
         self.model, self.laws = model, laws
+        self.width = width
+        self.sampled = width if sampled is None else sampled
         self.parallelism = parallelism or Parallelism()
         self.traits = traits or HostTraits()
         self.precision = precision or model.native
@@ -73,7 +80,7 @@ class StepTime:
         self._engine = self.traits.engine
         self._native_fp4 = laws.peak_flops("fp4") > 2 * laws.peak_flops("bf16")
         scale = self._engine.attention
-        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal, scale)
+        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal, scale, width)
         self._prompt_launch = model.num_layers * self._engine.prefill_layer_s
         self.operators = step_operators(model, self.precision, self.parallelism)
         self._token_table: array[float] = array("d")
@@ -96,7 +103,7 @@ class StepTime:
         at = (exponent - 1) * KNOTS + step
         if decode_context < num_decodes or at + 1 >= len(knots):
             self._decode_batch(num_decodes, decode_context)
-            return self.seconds(num_decodes, decode_context)
+            return StepTime.seconds(self, num_decodes, decode_context)
         low = knots[at]
         device = base + (low + (place - step) * (knots[at + 1] - low))
         return (device if device > least else least) + extra
@@ -135,14 +142,23 @@ class StepTime:
                 f"decode_context {context} must be at least one token for each of {num_decodes} rows"
             )
         traits = self.traits
-        tokens, launch = self._launch(num_decodes, mixed=False)
-        base = self._tokens(tokens) + self._rows(num_decodes)
-        host = traits.host_s(num_decodes, num_decodes)
+        new_tokens = self.new_tokens(num_decodes)
+        tokens, launch = self._launch(new_tokens, mixed=False)
+        base = self._tokens(tokens) + self._rows(self.logits_rows(num_decodes))
+        host = traits.host_s(num_decodes, new_tokens)
         least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
-        extra += self._engine.exposed_s(num_decodes, num_decodes)
+        extra += self._engine.exposed_s(num_decodes, new_tokens)
         entry = base, least, extra, self._decode_times.curve(num_decodes, context or 0)
         self._decodes[num_decodes] = entry
         return entry
+
+    def new_tokens(self, num_decodes: int) -> int:
+        """Tokens that so many decoding rows compute."""
+        return num_decodes if self.width == 1 else ceil(num_decodes * self.width)
+
+    def logits_rows(self, num_decodes: int) -> int:
+        """Rows of logits that so many decoding rows need."""
+        return num_decodes if self.sampled == 1 else ceil(num_decodes * self.sampled)
 
     def _launch(self, tokens: int, *, mixed: bool) -> tuple[int, float]:
         """(tokens after padding, CPU time to launch) of a batch of *tokens*."""
@@ -154,6 +170,10 @@ class StepTime:
 
     def _mixed(self, num_decodes: int, decode_context: int, prefills: Prefills) -> float:
         traits, rows, new_tokens = self.traits, num_decodes + len(prefills), num_decodes
+        logits = rows
+        if self.width != 1:
+            new_tokens = self.new_tokens(num_decodes)
+            logits = self.logits_rows(num_decodes) + len(prefills)
         for chunk, _ in prefills:
             new_tokens += chunk
         base, launch = self._mixed_bases.get(new_tokens) or self._mixed_base(new_tokens)
@@ -161,7 +181,7 @@ class StepTime:
         if num_decodes:
             decoding = self.decode_attention(num_decodes, decode_context)
             attention = (attention + decoding) * traits.mixed_attention_factor
-        device = base + self._rows(rows) + attention
+        device = base + self._rows(logits) + attention
         if device < launch:
             device = launch
         host = traits.per_step_s + traits.per_seq_s * rows + traits.per_new_token_s * new_tokens
@@ -232,8 +252,8 @@ class StepTime:
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         """Seconds by operator family; ``host`` is what the device waits for. Sums to `seconds`."""
-        new_tokens = num_decodes + sum(chunk for chunk, _ in prefills)
-        rows = num_decodes + len(prefills)
+        new_tokens = self.new_tokens(num_decodes) + sum(chunk for chunk, _ in prefills)
+        rows = self.logits_rows(num_decodes) + len(prefills)
         tokens, _ = self._launch(new_tokens, mixed=bool(prefills))
         parts: dict[str, float] = {}
         for operator in self.operators:
@@ -248,6 +268,10 @@ class StepTime:
         parts["layer_overhead"] = self.model.num_layers * self.traits.layer_overhead_s
         parts["host"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
         return parts
+
+    def drafts(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> list[Draft]:
+        """The forwards of the draft that belong to the step: what runs, how often, on which batch."""
+        return []
 
     def with_laws(self, laws: Laws) -> StepTime:
         """The same step on other laws, for instance drawn from their uncertainty."""

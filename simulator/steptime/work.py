@@ -6,7 +6,7 @@ Counts are per GPU, at exact batch sizes: no padding to graph sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,11 +47,22 @@ class OperatorWork:
 def step_work(
     step: StepTime, num_decodes: int, decode_context: int, prefills: Prefills = ()
 ) -> list[OperatorWork]:
-    """The operators of one forward, in the order of execution within a layer, attention last."""
-    tokens = num_decodes + sum(chunk for chunk, _ in prefills)
-    rows = num_decodes + len(prefills)
+    """The operators of one forward, in the order of execution within a layer, attention last; then those of a draft."""
+    tokens = step.new_tokens(num_decodes) + sum(chunk for chunk, _ in prefills)
+    rows = step.logits_rows(num_decodes) + len(prefills)
     found = [_operator(step, operator, tokens, rows) for operator in step.operators]
-    return [*found, *_attention(step, num_decodes, decode_context, prefills)]
+    found += _attention(step, num_decodes, decode_context, prefills)
+    for draft, times, batch in step.drafts(num_decodes, decode_context, prefills):
+        found += [_of_draft(work, times) for work in step_work(draft, *batch)]
+    return found
+
+
+def _of_draft(work: OperatorWork, times: int) -> OperatorWork:
+    """An operator of a draft's forward that runs *times* in a step."""
+    counts = {
+        name: times * getattr(work, name) for name in ("flops", "bytes", "compute_s", "memory_s", "seconds")
+    }
+    return replace(work, name=f"draft {work.name}", **counts)
 
 
 def _operator(step: StepTime, operator: Operator, tokens: int, rows: int) -> OperatorWork:
@@ -92,7 +103,7 @@ def _layer_work(
     if decodes:
         q, _, d = part.decode_heads
         seen = decodes[1] if window is None else min(decodes[1], decodes[0] * window)
-        flops, moved = 4.0 * q * d * seen, kv * seen
+        flops, moved = 4.0 * step.width * q * d * seen, kv * seen
     for chunk, context in prefills:
         q, n_kv, d = part.prefill_heads
         flops += 4.0 * q * d * attended_pairs(chunk, context, window)

@@ -1,0 +1,154 @@
+"""A step with speculation: the target checks the drafts, then the next ones are made.
+
+    step = target(n · (1 + k) tokens, as many rows of logits, every KV read once)
+         + draft(n · (1 + k) tokens, n rows)            the tokens just checked, and the first new draft
+         + (k − 1) · draft(n tokens, n rows)            the others, one after the other
+         + host time of a look-up in the text so far    instead, for n-grams
+
+A prompt goes through the draft too, which needs the KV of it. Heads on the target's hidden state (Medusa) take one
+pass on one row per sequence. The draft runs on the target's GPUs. Its kernels are launched as the target's are; host
+work between its passes is not in here, because nobody published it: for small drafts that is a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.models.drafts import DraftSpec
+from simulator.steptime.engine_costs import EngineCosts
+from simulator.steptime.operators import Operator
+from simulator.steptime.parallelism import Parallelism
+from simulator.steptime.protocol import Laws
+from simulator.steptime.steptime import Draft, Prefills, StepTime
+from simulator.steptime.traits import HostTraits
+
+__all__ = ["Drafter", "SpeculativeStepTime"]
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """What makes *tokens* drafts per sequence and step; *width*: mean tokens that the target checks of each.
+
+    *spec* None: a look-up on the CPU, *lookup_s* seconds per sequence.
+    """
+
+    spec: DraftSpec | None
+    parallelism: Parallelism
+    tokens: int
+    width: float
+    lookup_s: float = 0.0
+
+    def passes(self, laws: Laws, traits: HostTraits) -> list[tuple[StepTime, int]]:
+        """Forwards of the draft in a step, each with how often it runs."""
+        if self.spec is None:
+            return []
+        step = replace(
+            traits, per_step_s=0.0, per_seq_s=0.0, per_new_token_s=0.0, engine=_device_only(traits)
+        )
+        parts = self.spec, laws, self.parallelism, step
+        if self.spec.heads:
+            return [(DraftStep(*parts), 1)]
+        return [(DraftStep(*parts, width=self.width), 1), (DraftStep(*parts), self.tokens - 1)]
+
+
+def _device_only(traits: HostTraits) -> EngineCosts:
+    """The engine's fitted costs without the host work of a whole step."""
+    return replace(traits.engine, step_s=0.0, seq_s=0.0, token_s=0.0, request_s=0.0)
+
+
+class DraftStep(StepTime):
+    """One forward of a draft; one row of logits per sequence."""
+
+    def __init__(
+        self,
+        spec: DraftSpec,
+        laws: Laws,
+        parallelism: Parallelism,
+        traits: HostTraits,
+        *,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__(spec.model, laws, parallelism, traits, spec.precision, width=width, sampled=1.0)
+        self.operators = _operators(spec, self.operators, parallelism.tp)
+
+
+def _operators(spec: DraftSpec, plain: Sequence[Operator], tp: int) -> list[Operator]:
+    law = spec.precision.linear.law
+    if not spec.heads:
+        extra = [
+            Operator(g.name, "gemm", "gemm", "tokens", 1, n=-(-g.n // tp), k=g.k, dtype=law)
+            for g in spec.projections
+        ]
+        return [*extra, *plain]
+    count, h = spec.heads, spec.model.hidden_size
+    found = [
+        Operator(g.name, "gemm", "gemm", "rows", count, n=g.n, k=g.k, dtype=law) for g in spec.projections
+    ]
+    found.append(Operator("medusa_silu", "elementwise", "elementwise", "rows", count, width=6.0 * h))
+    rows = ("lm_head", "logits_gather", "sampling")
+    return found + [replace(op, count=count) for op in plain if op.name in rows]
+
+
+class SpeculativeStepTime(StepTime):
+    """`StepTime` of a target that checks what *drafter* guesses. Rows of a batch are sequences, as ever."""
+
+    def __init__(self, drafter: Drafter, *parts: Any) -> None:
+        super().__init__(*parts, width=drafter.width)
+        self.drafter = drafter
+        self.passes = drafter.passes(self.laws, self.traits)
+
+    def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
+        verifying = super().seconds(num_decodes, decode_context, prefills)
+        return verifying + self.drafting(num_decodes, decode_context, prefills)
+
+    def drafting(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
+        """Seconds of the step in which drafts are made."""
+        total = self.drafter.lookup_s * (num_decodes + len(prefills))
+        for step, times, batch in self.drafts(num_decodes, decode_context, prefills):
+            total += times * step.seconds(*batch)
+        return total
+
+    def drafts(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> list[Draft]:
+        if not self.passes:
+            return []
+        first, *later = self.passes
+        found: list[Draft] = [(*first, (num_decodes, decode_context, prefills))]
+        if later and later[0][1]:
+            context = decode_context + sum(chunk + before for chunk, before in prefills)
+            found.append((*later[0], (num_decodes + len(prefills), context, ())))
+        return found
+
+    def segment(self, num_decodes: int, decode_context: int, n: int) -> NDArray[np.float64]:
+        total = np.array(super().segment(num_decodes, decode_context, n))
+        for step, times in self.passes:
+            if times:
+                total += times * np.asarray(step.segment(num_decodes, decode_context, n))
+        return total + self.drafter.lookup_s * num_decodes
+
+    def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
+        parts = super().breakdown(num_decodes, decode_context, prefills)
+        parts["drafting"] = self.drafting(num_decodes, decode_context, prefills)
+        parts["host"] -= parts["drafting"]
+        return parts
+
+    def with_laws(self, laws: Laws) -> StepTime:
+        return SpeculativeStepTime(
+            self.drafter, self.model, laws, self.parallelism, self.traits, self.precision
+        )
+
+    @cached_property
+    def plain(self) -> StepTime:
+        """The same step without speculation."""
+        return StepTime(self.model, self.laws, self.parallelism, self.traits, self.precision)
+
+    @cached_property
+    def ideal(self) -> StepTime:
+        traits = HostTraits(layer_overhead_s=0.0)
+        parts = self.model, self._ideal_laws, self.parallelism, traits, self.precision
+        return SpeculativeStepTime(replace(self.drafter, lookup_s=0.0), *parts)
