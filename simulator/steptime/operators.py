@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from simulator.models import LayerSpec, ModelSpec, Precision
+from simulator.models.dtypes import DType, dtype
+from simulator.models.layers import Gemm
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.protocol import Laws, Number
 
@@ -25,13 +29,16 @@ Kind = Literal[
 ]
 
 
+BF16 = dtype("bf16")
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator, *count* times per step.
 
     *axis* is what it scales with: the tokens of a rank, the tokens of all attention ranks, or sampled rows.
-    *n*, *k*: GEMM shape; *width*: bytes per token (element-wise, collectives) or vocabulary; *experts*:
-    (width, topk, number, tp, ep).
+    *n*, *k*: GEMM shape; *bits* of a stored weight where no law is fitted to them; *width*: bytes per token
+    (element-wise, collectives) or vocabulary; *experts*: (width, topk, number, tp, ep).
     """
 
     name: str
@@ -44,6 +51,7 @@ class Operator:
     width: float = 0.0
     dtype: str = "bf16"
     gpus: int = 1
+    bits: float = 0.0
     experts: tuple[int, int, int, int, int] = (0, 0, 0, 1, 1)
 
     def seconds(self, laws: Laws, m: Number) -> Number:
@@ -52,6 +60,8 @@ class Operator:
 
     def _once(self, laws: Laws, m: Number) -> Number:
         match self.kind:
+            case "gemm" if self.bits:
+                return self._streamed(laws, m)
             case "gemm":
                 return laws.gemm(m, self.n, self.k, self.dtype)
             case "moe":
@@ -67,6 +77,12 @@ class Operator:
                 return m * self.width / laws.link_bandwidth
             case _:
                 return laws.collective(self.kind, m * self.width, self.gpus)
+
+    def _streamed(self, laws: Laws, m: Number) -> Number:
+        """Dequantising kernels differ in the bytes they read: between int4 and int8, or beyond, by bits."""
+        four, eight = (laws.gemm(m, self.n, self.k, law) for law in ("int4_wo", "int8_wo"))
+        floor = self.bits / 8 * self.n * self.k / laws.bandwidth
+        return np.maximum(four + (self.bits - 4) / 4 * (eight - four), floor)
 
     def work(self, m: float, weight_bytes: float) -> tuple[float, float]:
         """(FLOPs, bytes of memory) of all executions; *weight_bytes* per stored weight, scales included."""
@@ -101,8 +117,7 @@ def _layer(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism
     attention = layer.attention.shard(tp)
     yield Operator("norm", "elementwise", "elementwise", "tokens", layer.num_norms * count, width=8.0 * h)
     for gemm in attention.gemms(h):
-        law = precision.linear.law
-        yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=law)
+        yield from _product(gemm, precision.linear, count)
     rotated = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
     yield Operator("rotary", "elementwise", "elementwise", "tokens", count, width=4.0 * rotated)
     if tp > 1 and not layer.parallel:
@@ -110,11 +125,19 @@ def _layer(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism
     yield from _mlp(layer, h, precision, parallel)
 
 
+def _product(gemm: Gemm, form: DType, count: int) -> Iterator[Operator]:
+    bits = form.bits if form.streamed else 0.0
+    yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=form.law, bits=bits)
+    if form.split:  # LLM.int8(): find outliers, quantise, take them apart, scale the int32 result, add theirs
+        width = (2.0 + 3.0 + 2.0) * gemm.k + (6.0 + 6.0) * gemm.n
+        yield Operator("outliers", "elementwise", "elementwise", "tokens", 5 * count, width=width / 5)
+
+
 def _mlp(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelism) -> Iterator[Operator]:
     count, tp, mlp = layer.count, parallel.tp, layer.mlp.shard(parallel.tp)
     for gemm in mlp.dense_gemms(h):
-        law = "bf16" if "router" in gemm.name or gemm.n == 1 else precision.linear.law
-        yield Operator(gemm.name, "gemm", "gemm", "tokens", count, n=gemm.n, k=gemm.k, dtype=law)
+        plain = "router" in gemm.name or gemm.n == 1
+        yield from _product(gemm, BF16 if plain else precision.linear, count)
     inter = mlp.shared_intermediate if mlp.is_moe else mlp.intermediate
     if inter:
         yield Operator(
