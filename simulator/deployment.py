@@ -14,20 +14,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hwprofiles import HardwareProfile, load_profile
 from simulator.errors import ConfigurationError, InputError
-from simulator.memory import MemoryBudget, kv_budget
+from simulator.memory import MemoryBudget, activation_bytes, kv_budget
 from simulator.models import ModelSpec, Precision, dtype, load_model
 from simulator.models.offload import Offload
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
 from simulator.speculation import Speculation, SpeculationPlan, plan_speculation
 from simulator.steptime import Parallelism, StepTime, load_traits
+from simulator.steptime.kernels import Kernels
 from simulator.steptime.laws import LawSet
 from simulator.steptime.offload import OffloadedStepTime
 from simulator.steptime.speculative import SpeculativeStepTime
+from simulator.steptime.uncached import UncachedStepTime
+from simulator.techniques import (
+    SCORES_CONTEXT,
+    Equipment,
+    Techniques,
+    check,
+    check_context_parallel,
+    check_speculation,
+    extra_memory,
+    kernels_of,
+    policy_of,
+    traits_of,
+    vary_attention,
+    without_graphs,
+    without_kv,
+)
 from simulator.validity import footing, laws_used
 
 __all__ = ["Deployment", "Resolved"]
@@ -47,14 +64,12 @@ COMMON = (
 )
 
 
-class Deployment(BaseModel):
-    """One replica's worth of serving system, and how many of them.
+class Deployment(Techniques):
+    """One replica's worth of serving system, and how many of them; with the switches of `Techniques`.
 
     Names are vLLM's. None leaves a limit to the system's own default for the device. ``options`` holds what
     only this system knows, under its own flag names.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = DEFAULT_MODEL
     gpu: str = "h100"
@@ -80,7 +95,7 @@ class Deployment(BaseModel):
     default_max_tokens: int | str = DEFAULT_MAX_TOKENS
     router: str = "round-robin"
     speculation: Speculation | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, **values: Any) -> Deployment:
@@ -111,6 +126,10 @@ class Deployment(BaseModel):
     def resolve(self) -> Resolved:
         """Look everything up and choose what was left open."""
         model, profile, system = load_model(self.model), load_profile(self.gpu), find_system(self.system)
+        check(self, system)
+        if self.speculation is not None:
+            check_speculation(self)
+        model, system = vary_attention(model, self.attention), policy_of(self, system)
         chosen: list[str] = []
         for name in ("model", "gpu", "system"):
             if name not in self.model_fields_set:
@@ -122,8 +141,11 @@ class Deployment(BaseModel):
             self.pipeline_parallel_size,
             self.data_parallel_size,
             self.expert_parallel_size,
+            self.decode_context_parallel_size or 1,
+            self.prefill_context_parallel_size or 1,
         )
         _check_division(model, parallelism)
+        check_context_parallel(model, parallelism)
         precision = self._precision(model, profile, chosen)
         limits = self._limits(system, profile, parallelism, model, chosen)
         if "kv_bytes_per_token" in system.options:
@@ -135,7 +157,8 @@ class Deployment(BaseModel):
             chosen += [
                 f"{name}: {value:.4g} (follows from the model)" for name, value in offload.limits.items()
             ]
-        budget = self._budget(model, profile, parallelism, precision, system, limits, offload, plan)
+        kernels = kernels_of(self, model)
+        budget = self._budget(model, profile, parallelism, precision, system, limits, offload, plan, kernels)
         warnings = self._fit_context(model, limits, budget, chosen)
         traits = load_traits(
             system.traits,
@@ -147,6 +170,7 @@ class Deployment(BaseModel):
             traits = replace(traits, overlap=self.async_scheduling)
         elif plan is not None and limits.get("async_scheduling") is False:
             traits = replace(traits, overlap=False)
+        traits = traits_of(self, traits, kernels, profile)
         laws = LawSet.from_profile(profile)
         return Resolved(
             deployment=self,
@@ -157,8 +181,9 @@ class Deployment(BaseModel):
             precision=precision,
             limits=limits,
             budget=budget,
-            steptime=_steptime(offload, plan, model, laws, parallelism, traits, precision),
+            steptime=self._steptime(offload, plan, model, laws, parallelism, traits, precision, kernels),
             speculation=plan,
+            equipment=Equipment.of(self, model, profile, parallelism, kernels, budget),
             chosen=chosen,
             warnings=warnings,
         )
@@ -199,7 +224,11 @@ class Deployment(BaseModel):
         if "block_size" in options:
             limits.setdefault("block_size", system.block_size)
         if "max_model_len" in options:
-            limits.setdefault("max_model_len", model.max_position_embeddings)
+            longest = model.max_position_embeddings
+            limits.setdefault(
+                "max_model_len",
+                longest if self.flash_attention is not False else min(longest, SCORES_CONTEXT),
+            )
         chosen += [f"{name}: {value} ({system.name})" for name, value in limits.items() if name not in stated]
         return limits
 
@@ -247,10 +276,11 @@ class Deployment(BaseModel):
         limits: dict[str, Any],
         offload: Offload | None,
         plan: SpeculationPlan | None,
+        kernels: Kernels,
     ) -> MemoryBudget:
-        return kv_budget(
+        budget = kv_budget(
             model,
-            profile,
+            without_graphs(profile) if self.enforce_eager else profile,
             parallelism,
             system.memory,
             self.gpu_memory_utilization,
@@ -260,7 +290,22 @@ class Deployment(BaseModel):
             limits.get("max_num_seqs", 256),
             on_gpu=(1.0, 1.0) if offload is None else (offload.weights_share, offload.kv_share),
             draft=(0.0, 0.0) if plan is None else plan.memory,
+            extra=extra_memory(kernels, model, parallelism, limits),
         )
+        if self.kv_cache is not False:
+            return budget
+        return without_kv(
+            budget, activation_bytes(model, profile.memory.activation_factor, parallelism.tp, 1, 0)
+        )
+
+    def _steptime(self, offload: Offload | None, plan: SpeculationPlan | None, *parts: Any) -> StepTime:
+        if self.kv_cache is False:
+            return UncachedStepTime(*parts)
+        if offload is not None and offload.weight_bytes:
+            if plan is not None:
+                raise ConfigurationError("speculation: with weights outside the GPU it is not modelled")
+            return OffloadedStepTime(offload, *parts)
+        return StepTime(*parts) if plan is None else SpeculativeStepTime(plan.drafter, *parts)
 
     def _fit_context(
         self, model: ModelSpec, limits: dict[str, Any], budget: MemoryBudget, chosen: list[str]
@@ -296,6 +341,7 @@ class Resolved:
     limits: dict[str, Any]
     budget: MemoryBudget
     steptime: StepTime
+    equipment: Equipment
     chosen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     speculation: SpeculationPlan | None = None
@@ -325,7 +371,7 @@ class Resolved:
         size = self.num_gpu_blocks * (self.budget.block_size if self.system.capacity_in_tokens else 1)
         drafting = None if self.speculation is None else self.speculation.drafting
         limits: dict[str, Any] = {self.system.capacity: size, **self.limits, **more}
-        return self.system.scheduler(drafting=drafting, **limits)
+        return self.equipment.equip(self.system.scheduler(drafting=drafting, **limits))
 
     @property
     def scheduler_factory(self) -> Callable[[], Scheduler]:
@@ -374,6 +420,9 @@ class Resolved:
         """What the numbers rest on, one line each."""
         traits = self.steptime.traits
         blocks = "stated" if self.deployment.num_gpu_blocks else f"rule {self.budget.rule.source}"
+        cache = f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})"
+        if self.deployment.kv_cache is False:
+            cache = f"no KV cache: a forward holds {self.budget.tokens} tokens ({blocks})"
         steps = self.steptime
         offload = [f"weights: {steps.offload.source}"] if isinstance(steps, OffloadedStepTime) else []
         return [
@@ -381,18 +430,11 @@ class Resolved:
             *(f"validated: {run.text()}" for run in self.profile.end_to_end),
             f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
             f"host costs: {traits.status}; {traits.source}",
-            f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})",
+            cache,
             *offload,
             *([] if self.speculation is None else self.speculation.provenance),
+            *self.deployment.switched(),
         ]
-
-
-def _steptime(offload: Offload | None, plan: SpeculationPlan | None, *parts: Any) -> StepTime:
-    if offload is not None and offload.weight_bytes:
-        if plan is not None:
-            raise ConfigurationError("speculation: with weights outside the GPU it is not modelled")
-        return OffloadedStepTime(offload, *parts)
-    return StepTime(*parts) if plan is None else SpeculativeStepTime(plan.drafter, *parts)
 
 
 def _check_multiplies(profile: HardwareProfile, weights: str) -> None:

@@ -218,7 +218,8 @@ class Estimate:
             "active_parameters": model.active_parameters,
             "prefill_flops": self.batch * model.prefill_flops(self.prompt),
             "flops_per_decoded_token": model.flops_per_token(self.prompt + self.output / 2),
-            "kv_bytes_per_token": model.kv_bytes_per_token(self.resolved.precision.kv),
+            "kv_bytes_per_token": model.kv_bytes_per_token(self.resolved.precision.kv)
+            * (self.resolved.deployment.kv_cache is not False),
             "memory_bytes": {**budget.items, "unused": budget.unused, "total": budget.total},
             "num_gpu_blocks": self.resolved.num_gpu_blocks,
             "kv_cache_tokens": self.resolved.num_gpu_blocks * budget.block_size,

@@ -39,6 +39,7 @@ LOGITS_BYTES = 26.0
 """
 
 LARGEST_TP = 64
+NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def kv_budget(
     max_num_seqs: int = 256,
     on_gpu: tuple[float, float] = (1.0, 1.0),
     draft: tuple[float, float] = (0.0, 0.0),
+    extra: Mapping[str, float] = NOTHING,
 ) -> MemoryBudget:
     """The KV cache that *system_rule* gives *model* on *profile*, with these shares of weights and KV *on_gpu*.
 
-    *draft*: bytes per GPU of the weights of what drafts tokens, and of its KV per token.
-
+    *draft*: bytes per GPU of the weights of what drafts tokens, and of its KV per token. *extra*: further bytes per
+    GPU, by what takes them.
     Raises CapacityError when not one block is left, naming the smallest tensor parallel size that would do.
     """
     parallel, formats = parallelism or Parallelism(), precision or model.native
@@ -96,7 +98,7 @@ def kv_budget(
         raise ConfigurationError(f"gpu_memory_utilization {gpu_memory_utilization} must be in (0, 1]")
     if block_size < 1:
         raise ConfigurationError(f"block_size {block_size} must be at least 1")
-    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs, on_gpu, draft)
+    limits = (gpu_memory_utilization, block_size, max_num_batched_tokens, max_num_seqs, on_gpu, draft, extra)
     budget = _budget(model, profile, parallel, system_rule, formats, *limits)
     if budget.num_gpu_blocks < 1:
         fits = (
@@ -120,32 +122,37 @@ def _budget(
     max_seqs: int,
     on_gpu: tuple[float, float],
     draft: tuple[float, float],
+    extra: Mapping[str, float],
 ) -> MemoryBudget:
     name, rule = memory_rule(system)
     rule = rule if utilization is None else replace(rule, fraction=utilization)
     memory = profile.memory
     items = {
         "weights": on_gpu[0] * weight_bytes_per_gpu(model, formats, parallel),
-        "activations": activation_bytes(model, memory.activation_factor, parallel.tp, max_tokens, max_seqs),
+        "activations": activation_bytes(
+            model, memory.activation_factor, parallel.tp, -(-max_tokens // parallel.pcp), max_seqs
+        ),
         "cuda_context": memory.cuda_context_bytes,
         "nccl_buffers": memory.nccl_bytes if parallel.num_gpus > 1 else 0.0,
         "graph_pool": memory.graph_pool_bytes,
+        **extra,
     }
     if draft[0]:
         items["draft_weights"] = draft[0]
     if rule.basis == "sglang" and utilization is None:
         rule = replace(rule, fraction=sglang_fraction(profile.memory_bytes, max_tokens, parallel))
-    items["kv_cache"] = max(0.0, _kv_bytes(rule, profile.memory_bytes, items))
+    items["kv_cache"] = max(0.0, _kv_bytes(rule, profile.memory_bytes, items, sum(extra.values())))
     layers = -(-model.num_layers // parallel.pp) / model.num_layers
     block = on_gpu[1] * model.kv_bytes_per_token(formats.kv, parallel.tp) * layers * block_size
     block += draft[1] * block_size
+    block /= parallel.context_ranks
     blocks = int(items["kv_cache"] // block) * parallel.dp
     return MemoryBudget(name, rule, profile.memory_bytes, items, block_size, block, blocks)
 
 
-def _kv_bytes(rule: MemoryRule, total: float, items: Mapping[str, float]) -> float:
+def _kv_bytes(rule: MemoryRule, total: float, items: Mapping[str, float], extra: float) -> float:
     """Bytes for KV under *rule*."""
-    weights = items["weights"] + items.get("draft_weights", 0.0)
+    weights = items["weights"] + items.get("draft_weights", 0.0) + extra
     fixed = weights + items["cuda_context"] + items["nccl_buffers"]
     match rule.basis:
         case "total":

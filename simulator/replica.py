@@ -138,7 +138,16 @@ class Replica:
                 seconds = step_seconds(decodes, batch.decode_context)
                 if not stepped and (not inflight or inflight[-1].num_decodes == decodes):
                     n = self._repeats(batch, seconds, now)
-            elif prefills and batch.forwards is None and not batch.padded_tokens:
+            elif (
+                prefills
+                and batch.forwards is None
+                and not (
+                    batch.padded_tokens
+                    or batch.blocks_swapped_in
+                    or batch.adapters_loaded
+                    or batch.blocks_swapped_out
+                )
+            ):
                 seconds = step_seconds(
                     decodes, batch.decode_context, [(chunk, context) for _, chunk, context in prefills]
                 )
@@ -295,8 +304,11 @@ class Replica:
             self.scheduler.advance(batch, n)
 
     def _step_seconds(self, batch: Batch) -> float:
+        return self._forward_seconds(batch) + self.scheduler.transfer_seconds(batch)
+
+    def _forward_seconds(self, batch: Batch) -> float:
         if batch.forwards is not None:
-            return math.fsum(self._step_seconds(forward) for forward in batch.forwards)
+            return math.fsum(self._forward_seconds(forward) for forward in batch.forwards)
         if not batch.prefills:  # a decision that only preempts or refuses runs nothing
             return (
                 self.steptime.seconds(batch.num_decodes, batch.decode_context) if batch.num_decodes else 0.0
@@ -342,6 +354,7 @@ class Replica:
                 index=request.index,
                 priority=request.priority,
                 content=request.content or ((_own_content(request.index), request.prompt_length),),
+                adapter=request.adapter,
             )
             self.scheduler.add(child, now)
         self._siblings[request.index] = request.n

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import simpy
@@ -53,6 +54,8 @@ class Result:
     num_iterations: int
     drafts: DraftCounts | None = None
     """What became of the drafts, with speculation."""
+    transfers: Mapping[str, int] = field(default_factory=dict)
+    """What came from host memory: ``kv_blocks``, ``adapters``; empty where nothing can."""
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -81,6 +84,8 @@ class Result:
     def warnings(self) -> list[str]:
         """What a reader must know before believing the numbers."""
         lines = list(self.resolved.warnings)
+        if self.resolved.deployment.enable_lora and not self.trace.lora.names:
+            lines.append("no request names an adapter (column lora): steps are priced as if all had one")
         lines += [f"{count} requests rejected: {reason}" for reason, count in self.rejections.items()]
         if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())
@@ -210,7 +215,10 @@ def simulate(
         drafts=drafts,
     )
     iterations = int(sum(replica.series.sum("iterations") for replica in cluster.replicas))
-    return Result(trace, resolved, records, series, itl, summary, iterations, drafts)
+    transfers: Counter[str] = Counter()
+    for replica in cluster.replicas:
+        transfers.update(replica.scheduler.transfers())
+    return Result(trace, resolved, records, series, itl, summary, iterations, drafts, dict(transfers))
 
 
 def _run(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from simulator.cli.technique_options import with_techniques
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate"]
 
 
+@with_techniques
 def estimate(
     model: Annotated[str | None, typer.Option(help="Name, Hugging Face id or path of a config.json.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Name or path of a hardware profile.")] = None,
@@ -57,6 +60,7 @@ def estimate(
     ] = None,
     operators: Annotated[bool, typer.Option("--operators", help="Also list every operator.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")] = False,
+    techniques: Any = None,
 ) -> None:
     """Memory, FLOPs, bytes, TTFT and TPOT of one batch; or, with a rate, the steady state in closed form."""
     from simulator.deployment import Deployment
@@ -74,6 +78,7 @@ def estimate(
         "kv_cache_dtype": kv_cache_dtype,
         "gpu_memory_utilization": gpu_memory_utilization,
         "speculation": speculation,
+        **techniques,
     }
     deployment = Deployment.of(**{key: value for key, value in stated.items() if value is not None})
     if request_rate is not None or concurrency is not None or trace is not None:
@@ -129,10 +134,11 @@ def _memory(result: Estimate) -> Table:
     table = _table("\nMemory per GPU", "item", "GB")
     for item, size in {**budget.items, "unused": budget.unused, "total": budget.total}.items():
         table.add_row(item.replace("_", " "), f"{size / 1e9:.2f}")
-    kv = resolved.model.kv_bytes_per_token(resolved.precision.kv)
+    cached = resolved.deployment.kv_cache is not False
+    kv = resolved.model.kv_bytes_per_token(resolved.precision.kv) if cached else 0.0
     tokens = resolved.num_gpu_blocks * budget.block_size
     table.add_row("KV per token, whole model", f"{kv / 1024:.1f} KiB")
-    table.add_row("KV cache holds", f"{tokens:,} tokens")
+    table.add_row("KV cache holds" if cached else "a forward holds", f"{tokens:,} tokens")
     table.add_row(f"  requests of {result.prompt + result.output} tokens", f"{result.max_batch:,}")
     if result.batch > result.max_batch:
         table.add_row(f"  the batch of {result.batch} does not fit at once", "", style="red")

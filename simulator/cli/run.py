@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulator.cli.technique_options import with_techniques
+
 if TYPE_CHECKING:
     from simulator.cluster import ClusterSpec
     from simulator.deployment import Deployment
@@ -18,6 +20,7 @@ __all__ = ["run"]
 TRAFFIC, WHERE, LIMITS, OUTPUT = "Traffic", "Deployment", "Limits", "Results"
 
 
+@with_techniques
 def run(
     trace: Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)],
     model: Annotated[
@@ -48,6 +51,21 @@ def run(
     pipeline_parallel_size: Annotated[
         int | None,
         typer.Option("--pipeline-parallel-size", "--pp", help="Pipeline stages.", rich_help_panel=WHERE),
+    ] = None,
+    data_parallel_size: Annotated[
+        int | None,
+        typer.Option(
+            "--data-parallel-size",
+            "--dp",
+            help="Attention data parallel ranks of a MoE.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    expert_parallel_size: Annotated[
+        int | None,
+        typer.Option(
+            "--expert-parallel-size", "--ep", help="Ranks that hold whole experts.", rich_help_panel=WHERE
+        ),
     ] = None,
     num_replicas: Annotated[
         int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)
@@ -88,6 +106,22 @@ def run(
         bool | None,
         typer.Option(
             "--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.", rich_help_panel=LIMITS
+        ),
+    ] = None,
+    enable_chunked_prefill: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-chunked-prefill/--no-enable-chunked-prefill",
+            help="Cut prompts to the token budget.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(
+            "--async-scheduling/--no-async-scheduling",
+            help="Decide a step while the last one runs.",
+            rich_help_panel=LIMITS,
         ),
     ] = None,
     scheduling_policy: Annotated[
@@ -168,6 +202,7 @@ def run(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only the table.", rich_help_panel=OUTPUT)
     ] = False,
+    techniques: Any = None,
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
@@ -207,6 +242,9 @@ def run(
     print_classes(result.classes)
     if cluster is not None:
         print_cluster(result)
+    elif result.transfers:
+        counts = (f"{count:,} {name.replace('kv_', 'KV ')}" for name, count in result.transfers.items())
+        typer.echo(f"loaded from host memory: {', '.join(counts)}")
     for line in result.warnings:
         typer.echo(f"warning: {line}")
     if out is not None and not quiet:
@@ -229,6 +267,8 @@ DEPLOYMENT_OPTIONS = (
     "system",
     "tensor_parallel_size",
     "pipeline_parallel_size",
+    "data_parallel_size",
+    "expert_parallel_size",
     "num_replicas",
     "router",
     "dtype",
@@ -241,6 +281,8 @@ DEPLOYMENT_OPTIONS = (
     "num_gpu_blocks",
     "gpu_memory_utilization",
     "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "async_scheduling",
     "scheduling_policy",
     "default_max_tokens",
 )
@@ -255,6 +297,7 @@ def _deployment(options: dict[str, Any]) -> Deployment:
     stated |= {name: options[name] for name in DEPLOYMENT_OPTIONS if options[name] is not None}
     if stated.get("speculation") == "none":
         del stated["speculation"]
+    stated |= options["techniques"]
     limit = stated.get("default_max_tokens")
     if isinstance(limit, str) and limit.isdecimal():
         stated["default_max_tokens"] = int(limit)
@@ -267,7 +310,8 @@ def _cluster(options: dict[str, Any]) -> ClusterSpec:
     from simulator.cli.run_cluster import cluster_spec
 
     names = ("deployment", *(name for name in DEPLOYMENT_OPTIONS if name != "router"), "option")
-    return cluster_spec(options, [name for name in names if options[name] not in (None, [])])
+    given = [name for name in names if options[name] not in (None, [])]
+    return cluster_spec(options, [*given, *options["techniques"]])
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -48,6 +48,7 @@ class Batch:
     """
 
     __slots__ = (
+        "adapters_loaded",
         "blocks_copied",
         "blocks_swapped_in",
         "blocks_swapped_out",
@@ -92,6 +93,8 @@ class Batch:
         self.blocks_copied = 0
         self.blocks_swapped_in = 0
         self.blocks_swapped_out = 0
+        self.adapters_loaded = 0
+        """LoRA adapters that are copied to the device before this iteration."""
         self.padded_tokens = 0
         """Tokens computed for nothing because a padded batch is rectangular."""
         self.idle_rows = 0
@@ -137,6 +140,8 @@ class Scheduler(ABC):
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     delivery = "step"
     """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
+    block_transfer_s = 0.0
+    """Seconds that a KV block takes between device and host memory; a deployment knows it."""
     takes_kv = False
     """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
     forks = False
@@ -173,6 +178,14 @@ class Scheduler(ABC):
         1 means only the batch itself: no short cut.
         """
         return 1
+
+    def transfer_seconds(self, batch: Batch) -> float:
+        """Seconds that *batch* waits for what comes from host memory or goes there."""
+        return (batch.blocks_swapped_in + batch.blocks_swapped_out) * self.block_transfer_s
+
+    def transfers(self) -> dict[str, int]:
+        """What came from host memory, counted: ``kv_blocks``, ``adapters``; empty for a policy without either."""
+        return {}
 
     def advance(self, batch: Batch, n: int) -> None:
         """Do in one step what committing *batch* and scheduling it again *n* times does."""

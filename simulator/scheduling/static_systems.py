@@ -38,6 +38,7 @@ SYSTEMS = (
         GENERATE,
         version="transformers 5.23.0",
         summary="generate(): a padded batch runs to its longest member, everything is delivered then",
+        uncached="uncached:UncachedBatch",
         source="transformers 5.23.0, generation/utils.py; the batch size is the caller's, 8 assumed",
         status="read",
         traits="hf",

@@ -89,6 +89,12 @@ class System:
     """The system whose decisions and costs this one shares, where it is only another name for them."""
     offload: Callable[[ModelSpec, Precision, Mapping[str, Any]], Offload | None] | None = None
     """What is not on the GPU, for a model, its formats and the options; None: everything is."""
+    techniques: frozenset[str] = frozenset()
+    """What it has besides: ``lora``, ``kv_offloading``, ``context_parallel``; the first two in *extended*."""
+    extended: str | None = None
+    """The same policy with adapters and a host tier for KV (``equip``)."""
+    uncached: str | None = None
+    """The same policy without a KV cache, for a system that can do without."""
     offload_options: Mapping[str, Any] = field(default_factory=dict)
     """Options that only `offload` reads, with their defaults."""
     speculation: tuple[str, ...] = ()

@@ -558,6 +558,8 @@ SYSTEMS = (
         speculation=("draft", "eagle", "mtp", "medusa", "ngram"),
         speculative="vllm_v1_speculative:SpeculativeVllmV1",
         speculation_ahead=("draft", "eagle", "mtp"),
+        extended="vllm_v1_extended:ExtendedV1",
+        techniques=frozenset(("lora", "kv_offloading", "context_parallel")),
     ),
     System(
         name="vllm-0.11",
@@ -568,6 +570,8 @@ SYSTEMS = (
         policy="vllm_v1:VllmV1",
         fixed={"rules": V1_RULES["0.11"]},
         defaults=_defaults_0_11,
+        extended="vllm_v1_extended:ExtendedV1",
+        techniques=frozenset(("lora", "kv_offloading", "context_parallel")),
         memory="vllm-0.11",
         traits="vllm-0.11",
         speculation=("eagle", "mtp", "medusa", "ngram"),

@@ -11,6 +11,7 @@ both into the rows of one tile): it is read once, and the FLOPs are those of so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +47,13 @@ class StepAttention:
             n_q, n_kv, head_dim = layer.attention.shard(self.parallel.tp).decode_heads
             reach = None if layer.window is None else layer.window + self.width - 1
             seen = sum_context if reach is None else np.minimum(sum_context, num_seqs * reach)
-            shape = (num_seqs, seen, self.width * n_q, n_kv, head_dim, self.precision.cache.name)
-            total += layer.count * np.maximum(
-                self.scale * self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
-            )
+            total += layer.count * self._decode_layer(num_seqs, seen, (self.width * n_q, n_kv, head_dim))
         return total
+
+    def _decode_layer(self, num_seqs: Array | float, seen: Array, heads: tuple[Any, ...]) -> Array:
+        shape = (num_seqs, seen, *heads, self.precision.cache.name)
+        law, floor = self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
+        return np.asarray(np.maximum(self.scale * law, floor))
 
     def prefill(self, chunk: Array, context: Array) -> Array:
         """Seconds of all layers for chunks of *chunk* tokens after *context* earlier ones."""
@@ -59,11 +62,13 @@ class StepAttention:
         for layer in self.model.layers:
             heads = layer.attention.shard(self.parallel.tp).prefill_heads
             c, k = (chunk, context) if layer.window is None else banded(chunk, context, layer.window)
-            shape = (c, k, *heads, self.precision.cache.name)
-            total += layer.count * np.maximum(
-                self.scale * self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
-            )
+            total += layer.count * self._prefill_layer(c, k, heads)
         return total
+
+    def _prefill_layer(self, chunk: Array, context: Array, heads: tuple[Any, ...]) -> Array:
+        shape = (chunk, context, *heads, self.precision.cache.name)
+        law, floor = self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
+        return np.asarray(np.maximum(self.scale * law, floor))
 
 
 def banded(chunk: Array, context: Array, window: int) -> tuple[Array, Array]:

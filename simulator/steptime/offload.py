@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import ConfigurationError
 from simulator.models import ModelSpec, Precision
 from simulator.models.offload import Offload
+from simulator.steptime.kernels import FUSED, Kernels
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.protocol import Laws
 from simulator.steptime.steptime import StepTime
@@ -41,14 +42,15 @@ class OffloadedStepTime(StepTime):
         parallelism: Parallelism | None = None,
         traits: HostTraits | None = None,
         precision: Precision | None = None,
+        kernels: Kernels = FUSED,
     ) -> None:
-        super().__init__(model, laws, parallelism, traits, precision)
+        super().__init__(model, laws, parallelism, traits, precision, kernels)
         if self.parallelism.num_gpus > 1:
             raise ConfigurationError(
                 f"weights outside the GPU are modelled for one GPU, not for {self.parallelism.num_gpus}"
             )
         self.offload = offload
-        self.device = StepTime(model, laws, parallelism, traits, precision)
+        self.device = StepTime(model, laws, parallelism, traits, precision, kernels)
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         device = self.device.seconds(num_decodes, decode_context, prefills)
@@ -78,6 +80,5 @@ class OffloadedStepTime(StepTime):
         return parts
 
     def with_laws(self, laws: Laws) -> StepTime:
-        return OffloadedStepTime(
-            self.offload, self.model, laws, self.parallelism, self.traits, self.precision
-        )
+        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+        return OffloadedStepTime(self.offload, self.model, laws, *parts)

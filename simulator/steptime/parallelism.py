@@ -18,16 +18,19 @@ __all__ = ["Parallelism"]
 class Parallelism:
     """Sizes of the groups; experts are spread over ``moe_tp`` x ``moe_ep`` = ``tp`` x ``dp`` ranks.
 
-    *moe_ep* 1 cuts every expert over all ranks, *moe_ep* equal to the ranks gives each whole experts.
+    *moe_ep* 1 cuts every expert over all ranks, *moe_ep* equal to the ranks gives each whole experts. *dcp* of the
+    ``tp`` ranks spread the KV of a sequence among them, *pcp* times as many GPUs the tokens of a prompt.
     """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     moe_ep: int = 1
+    dcp: int = 1
+    pcp: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "dp", "moe_ep"):
+        for name in ("tp", "pp", "dp", "moe_ep", "dcp", "pcp"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} size {getattr(self, name)} must be at least 1")
         if self.ranks % self.moe_ep:
@@ -44,6 +47,11 @@ class Parallelism:
         return self.ranks // self.moe_ep
 
     @property
+    def context_ranks(self) -> int:
+        """Ranks over which the KV of a sequence is spread by position."""
+        return self.dcp * self.pcp
+
+    @property
     def num_gpus(self) -> int:
         """GPUs of the replica."""
-        return self.ranks * self.pp
+        return self.ranks * self.pp * self.pcp

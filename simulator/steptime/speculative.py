@@ -138,14 +138,14 @@ class SpeculativeStepTime(StepTime):
         return parts
 
     def with_laws(self, laws: Laws) -> StepTime:
-        return SpeculativeStepTime(
-            self.drafter, self.model, laws, self.parallelism, self.traits, self.precision
-        )
+        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+        return SpeculativeStepTime(self.drafter, self.model, laws, *parts)
 
     @cached_property
     def plain(self) -> StepTime:
         """The same step without speculation."""
-        return StepTime(self.model, self.laws, self.parallelism, self.traits, self.precision)
+        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+        return StepTime(self.model, self.laws, *parts)
 
     @cached_property
     def ideal(self) -> StepTime:

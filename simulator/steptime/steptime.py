@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 
 from simulator.models import ModelSpec, Precision
 from simulator.steptime.attention import StepAttention
+from simulator.steptime.context_parallel import ContextParallelAttention
 from simulator.steptime.decode import DecodeTimes
+from simulator.steptime.kernels import FUSED, Kernels
+from simulator.steptime.materialised import MaterialisedAttention
 from simulator.steptime.operators import Operator, step_operators
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.prefill import PrefillTimes
@@ -65,6 +68,7 @@ class StepTime:
         parallelism: Parallelism | None = None,
         traits: HostTraits | None = None,
         precision: Precision | None = None,
+        kernels: Kernels = FUSED,
         *,
         width: float = 1.0,
         sampled: float | None = None,
@@ -75,14 +79,19 @@ class StepTime:
         self.parallelism = parallelism or Parallelism()
         self.traits = traits or HostTraits()
         self.precision = precision or model.native
+        self.kernels = kernels
         ideal = RooflineLaws(laws)
         self._ideal_laws = ideal
         self._engine = self.traits.engine
         self._native_fp4 = laws.peak_flops("fp4") > 2 * laws.peak_flops("bf16")
         scale = self._engine.attention
-        self._attention = StepAttention(model, self.precision, self.parallelism, laws, ideal, scale, width)
+        attention = StepAttention if kernels.flash_attention else MaterialisedAttention
+        if self.parallelism.context_ranks > 1:
+            attention = ContextParallelAttention
+        self._attention = attention(model, self.precision, self.parallelism, laws, ideal, scale, width)
         self._prompt_launch = model.num_layers * self._engine.prefill_layer_s
-        self.operators = step_operators(model, self.precision, self.parallelism)
+        operators = step_operators(model, self.precision, self.parallelism)
+        self.operators = kernels.of(operators, -(-model.vocab_size // self.parallelism.tp))
         self._token_table: array[float] = array("d")
         self._far_tokens: dict[int, float] = {}
         self._row_table: array[float] = array("d")
@@ -163,6 +172,8 @@ class StepTime:
     def _launch(self, tokens: int, *, mixed: bool) -> tuple[int, float]:
         """(tokens after padding, CPU time to launch) of a batch of *tokens*."""
         traits, layers = self.traits, self.model.num_layers
+        if mixed:
+            tokens = -(-tokens // self.parallelism.pcp)
         if tokens > traits.graph_max_tokens or (mixed and not traits.mixed_graph):
             return tokens, layers * traits.eager_layer_s
         padded = traits.graph_sizes[bisect_left(traits.graph_sizes, tokens)]
@@ -232,6 +243,12 @@ class StepTime:
             total = np.maximum(total + self.model.num_layers * self.traits.layer_overhead_s, floor)
         return array("d", [0.0, *total.tolist()])
 
+    def recast(
+        self, num_decodes: int, decode_context: int, prefills: Prefills = ()
+    ) -> tuple[int, int, Prefills]:
+        """What a batch computes: itself, where keys and values are kept."""
+        return num_decodes, decode_context, prefills
+
     def prefill_attention(self, prefills: Prefills) -> float:
         """Seconds of the attention of prompt chunks, over all layers."""
         return self._prefill_attention.seconds(prefills)
@@ -275,7 +292,7 @@ class StepTime:
 
     def with_laws(self, laws: Laws) -> StepTime:
         """The same step on other laws, for instance drawn from their uncertainty."""
-        return StepTime(self.model, laws, self.parallelism, self.traits, self.precision)
+        return StepTime(self.model, laws, self.parallelism, self.traits, self.precision, self.kernels)
 
     @cached_property
     def ideal(self) -> StepTime:

@@ -32,8 +32,9 @@ class HostTraits:
     """Host and launch behaviour of one system; seconds.
 
     *graph_sizes* are the captured batch sizes in rising order (empty: no graphs), *mixed_graph* whether
-    batches with prefills are replayed piecewise up to the largest of them, and padded. *layer_overhead_s* is
-    negative where kernels of one graph overlap more than their laws, each measured alone, lose in launches.
+    batches with prefills are replayed piecewise up to the largest of them, and padded. *enforce_eager_layer_s* holds
+    instead of *eager_layer_s* where graphs and compilation are switched off. *layer_overhead_s* is negative where
+    kernels of one graph overlap more than their laws, each measured alone, lose in launches.
     """
 
     per_step_s: float = 0.0
@@ -44,6 +45,7 @@ class HostTraits:
     mixed_graph: bool = False
     piecewise_layer_s: float = 0.0
     eager_layer_s: float = 0.0
+    enforce_eager_layer_s: float = 0.0
     layer_overhead_s: float = LAYER_OVERHEAD_S
     mixed_attention_factor: float = 1.0
     engine: EngineCosts = NO_COSTS

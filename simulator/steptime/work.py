@@ -13,6 +13,7 @@ import numpy as np
 
 from simulator.models import LayerSpec
 from simulator.models.spec import attended_pairs
+from simulator.steptime.materialised import score_bytes
 from simulator.steptime.operators import Operator
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def step_work(
     step: StepTime, num_decodes: int, decode_context: int, prefills: Prefills = ()
 ) -> list[OperatorWork]:
     """The operators of one forward, in the order of execution within a layer, attention last; then those of a draft."""
+    num_decodes, decode_context, prefills = step.recast(num_decodes, decode_context, prefills)
     tokens = step.new_tokens(num_decodes) + sum(chunk for chunk, _ in prefills)
+    if prefills:
+        tokens = -(-tokens // step.parallelism.pcp)
     rows = step.logits_rows(num_decodes) + len(prefills)
     found = [_operator(step, operator, tokens, rows) for operator in step.operators]
     found += _attention(step, num_decodes, decode_context, prefills)
@@ -96,16 +100,23 @@ def _attention(
 def _layer_work(
     step: StepTime, layer: LayerSpec, decodes: tuple[int, ...], prefills: Prefills
 ) -> tuple[float, float]:
-    """(FLOPs, bytes) of the attention of one group of layers; bytes are keys and values read once."""
-    part, window, dp = layer.attention.shard(step.parallelism.tp), layer.window, step.parallelism.dp
-    kv = part.kv_numbers * step.precision.cache.bytes
+    """(FLOPs, bytes) of the attention of one group of layers; bytes are keys and values read once, and scores."""
+    parallel, window = step.parallelism, layer.window
+    part, dp = layer.attention.shard(parallel.tp), parallel.dp
+    kv, flash = part.kv_numbers * step.precision.cache.bytes, step.kernels.flash_attention
     flops = moved = 0.0
     if decodes:
-        q, _, d = part.decode_heads
+        q, n_kv, d = part.decode_heads
         seen = decodes[1] if window is None else min(decodes[1], decodes[0] * window)
-        flops, moved = 4.0 * step.width * q * d * seen, kv * seen
+        # of dcp ranks each attends with the heads of all of them to its part
+        flops = 4.0 * step.width * q * d * seen / parallel.pcp
+        moved = kv * seen / parallel.context_ranks
+        moved += 0.0 if flash else score_bytes(step.width * seen, seen, q, n_kv, d)
     for chunk, context in prefills:
         q, n_kv, d = part.prefill_heads
-        flops += 4.0 * q * d * attended_pairs(chunk, context, window)
-        moved += 4.0 * q * d * chunk + 2.0 * n_kv * d * step.precision.cache.bytes * (chunk + context)
+        keys = chunk + context
+        pairs = attended_pairs(chunk, context, window) if flash else chunk * keys
+        flops += 4.0 * q * d * pairs / parallel.pcp
+        moved += 4.0 * q * d * chunk / parallel.pcp + 2.0 * n_kv * d * step.precision.cache.bytes * keys
+        moved += 0.0 if flash else score_bytes(pairs, keys, q, n_kv, d)
     return layer.count * flops / dp, layer.count * moved / dp
