@@ -125,6 +125,8 @@ def generate(
     think_time: Annotated[float, typer.Option(help="Mean s between an answer and the next turn.")] = 0.0,
     num_prefixes: Annotated[int, typer.Option(help="Shared prefixes to start prompts with.")] = 0,
     prefix_length: Annotated[str | None, typer.Option(help="Their lengths.")] = None,
+    samples: Annotated[int, typer.Option(help="Outputs of every request (n).")] = 1,
+    num_adapters: Annotated[int, typer.Option(help="LoRA adapters, of which every session uses one.")] = 0,
     seed: Seed = 0,
 ) -> None:
     """Generate a synthetic trace."""
@@ -144,6 +146,8 @@ def generate(
         think_time=think_time,
         num_prefixes=num_prefixes,
         prefix_length=lengths(prefix_length),
+        samples=samples,
+        num_adapters=num_adapters,
         seed=seed,
     )
     _write(trace, out)

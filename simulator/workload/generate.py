@@ -38,6 +38,8 @@ def generate_trace(
     think_time: float = 0.0,
     num_prefixes: int = 0,
     prefix_length: Lengths | None = None,
+    samples: int = 1,
+    num_adapters: int = 0,
     max_concurrency: int | None = None,
     seed: int = 0,
 ) -> Trace:
@@ -56,13 +58,18 @@ def generate_trace(
     num_prefixes, prefix_length: every session (or request) starts with one of so many shared prefixes, evenly
     drawn, in
         addition to its message
+    samples: outputs of every request (``n``)
+    num_adapters: every session (or request) uses one of so many LoRA adapters, evenly drawn
     max_concurrency: closed loop, see `Trace`
     """
     if num_prompts < 1:
         raise ConfigurationError(f"num_prompts {num_prompts}: must be at least 1")
     if not 0 <= think_time < float("inf"):
         raise ConfigurationError(f"think time {think_time} s: must be at least 0 and finite")
-    streams = np.random.default_rng(seed).spawn(5)
+    for name, value, least in (("samples", samples, 1), ("num_adapters", num_adapters, 0)):
+        if value < least:
+            raise ConfigurationError(f"{name} {value}: must be at least {least}")
+    streams = np.random.default_rng(seed).spawn(6)
     new, output = _lengths(num_prompts, input_length, output_length, lengths_from, streams[0])
     session, turn = _sessions(num_prompts, turns, streams[1])
     starts = turn == 0
@@ -72,10 +79,15 @@ def generate_trace(
     content = _prefixes(num_prompts, num_prefixes, prefix_length, starts, streams[3])
     new = new + np.diff(np.concatenate(([0], np.cumsum(content.tokens)))[content.offsets])
     columns: dict[str, Any] = {}
+    if samples > 1:
+        columns["n"] = np.full(num_prompts, samples)
+    if num_adapters:
+        drawn = streams[5].integers(0, num_adapters, int(starts.sum()))
+        columns["lora"] = [f"adapter-{i}" for i in drawn[np.cumsum(starts) - 1].tolist()]
     if turns is not None:
         new, content = accumulated(session, turn, new, output, content)
         delay = np.where(starts, 0.0, streams[4].exponential(think_time, num_prompts))
-        columns = {"session": session, "turn": turn, "delay": delay}
+        columns |= {"session": session, "turn": turn, "delay": delay}
     return Trace.from_columns(
         arrival,
         new,
