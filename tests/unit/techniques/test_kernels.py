@@ -163,3 +163,17 @@ def test_switches_that_cannot_be_are_refused_with_the_reason() -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             resolve(**stated)
+
+
+def test_kernels_hold_with_speculation_too_and_adapters_do_not() -> None:
+    stated = {"speculation": "method=ngram,tokens=3,acceptance=0.5"}
+    plain, eager, scores = (
+        resolve(**stated, **more).steptime
+        for more in ({}, {"enforce_eager": True}, {"flash_attention": False})
+    )
+    assert plain.seconds(1, 100) < eager.seconds(1, 100)
+    drawn = scores.with_laws(scores.laws)
+    assert plain.seconds(8, 80_000) < scores.seconds(8, 80_000) == drawn.seconds(8, 80_000)
+    for more in ({"enable_lora": True}, {"kv_offloading_size": 1.0}):
+        with pytest.raises(ConfigurationError, match="not modelled together with speculation"):
+            resolve(**stated, **more)
