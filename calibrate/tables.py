@@ -73,9 +73,9 @@ def read_tables(paths: Iterable[str | Path]) -> Frames:
 
 
 def digest(folder: str | Path) -> str:
-    """SHA-256 over names and bytes of the CSV files in *folder*."""
+    """SHA-256 over names and bytes of the CSV files, and of the whole steps, in *folder*."""
     total = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.csv")):
+    for path in sorted([*Path(folder).glob("*.csv"), *Path(folder).glob("steps.jsonl")]):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 

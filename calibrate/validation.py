@@ -1,41 +1,57 @@
 """The engine's own run of a trace against the simulation of the same trace, policy and limits.
 
 What is compared: time to first token, time per output token, end-to-end, inter-token latency, duration,
-throughput, preemptions, mean batch and mean KV usage; and, step by step, the measured time of every batch with what
-the profile predicts for that very batch, so that a difference in the metrics can be traced to a kind of step.
+throughput, preemptions, batch size and KV usage over time, distributions and request by request; the recorded batches
+themselves (`step_errors`); and whether the simulator, given the recorded step times, decides as the engine did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.fit.raw import predicted_steps, step_frame
 from calibrate.recorded import SameSteps, recorded_trace, resolve_recorded, simulate_same_steps
-from hwprofiles import load_profile
-from simulator.deployment import Resolved
+from calibrate.step_errors import predict_recorded
+from hwprofiles import EndToEnd
+from hwprofiles.datasheet import save_profile
+from hwprofiles.registry import parse_profile
+from simulator.errors import ConfigurationError
 from simulator.simulation import Result, simulate
-from simulator.steptime import HostTraits, StepTime
 
-__all__ = ["Comparison", "compare_run"]
+__all__ = ["LATENCIES", "Comparison", "compare_run", "write_end_to_end"]
 
 Vector = NDArray[np.float64]
+LATENCIES = ("ttft", "tpot", "e2el")
+HEADLINE = (
+    ("throughput", "total"),
+    ("ttft", "mean"),
+    ("ttft", "p99"),
+    ("tpot", "mean"),
+    ("tpot", "p99"),
+    ("e2el", "mean"),
+    ("e2el", "p99"),
+)
+"""Errors that a profile carries."""
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """*metrics*: one row per metric and statistic (measured, simulated, error); *steps*: one per kind of step.
+    """*metrics*: one row per metric and statistic (measured, simulated, error); *requests*: one per request.
 
-    *same* is the simulation that was given the recorded step times: whether it decided as the engine did.
+    *steps*: one per recorded step (`step_errors`). *same* is the simulation that was given the recorded step times:
+    whether it decided as the engine did.
     """
 
+    recording: Mapping[str, Any]
     metrics: pd.DataFrame
+    requests: pd.DataFrame
     steps: pd.DataFrame
     result: Result
     same: SameSteps
@@ -46,18 +62,81 @@ class Comparison:
         found = rows[(rows["metric"] == metric) & (rows["statistic"] == statistic)]
         return float(found["error"].iloc[0])
 
+    def end_to_end(self) -> EndToEnd:
+        """What a profile says of it."""
+        recording = self.recording
+        return EndToEnd(
+            system=recording["system"],
+            trace=f"{len(self.recording['requests'])} requests of {recording['model']}",
+            requests=len(recording["requests"]),
+            load=recording.get("load"),
+            date=recording["date"],
+            clock=recording["clock"],
+            errors={f"{m} {s}": round(self.error(m, s), 4) for m, s in HEADLINE},
+            same_decisions=self.same.difference is None,
+        )
+
+    def agreement(self) -> pd.DataFrame:
+        """Request by request: median and 90th percentile of |error|, and the distance of the two distributions.
+
+        The distance is Kolmogorov's: the largest difference of the shares of requests within any time.
+        """
+        rows = []
+        for name in LATENCIES:
+            pair = self.requests[[name, f"{name}_simulated"]].dropna().to_numpy(float)
+            if len(pair):
+                errors = np.abs(pair[:, 1] / pair[:, 0] - 1)
+                rows.append((name, *np.quantile(errors, (0.5, 0.9)), distance(pair[:, 0], pair[:, 1])))
+        return pd.DataFrame(rows, columns=["metric", "median", "p90", "distance"])
+
+
+def write_end_to_end(profile: Path, comparisons: Sequence[Comparison]) -> None:
+    """Put what came of *comparisons* into the file *profile*; a run of the same system and load is replaced."""
+    written = parse_profile(profile)
+    fresh = {(run.system, run.load): run for run in (one.end_to_end() for one in comparisons)}
+    kept = {(run.system, run.load): run for run in written.end_to_end}
+    runs = [run for _, run in sorted((kept | fresh).items(), key=lambda item: str(item[0]))]
+    if profile.stem != written.name:
+        raise ConfigurationError(f"{profile}: holds the profile {written.name!r}: rename one of the two")
+    save_profile(written.model_copy(update={"end_to_end": runs}), profile.parent)
+
+
+def distance(a: Vector, b: Vector) -> float:
+    """Largest difference of two empirical distribution functions."""
+    points = np.concatenate([a, b])
+    shares = [np.searchsorted(np.sort(values), points, side="right") / len(values) for values in (a, b)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
 
 def compare_run(recording: Mapping[str, Any], profile: str, model: str | None = None) -> Comparison:
     """Simulate what was recorded with *profile*, and hold one against the other."""
     resolved = resolve_recorded(recording, profile, model)
     requests = pd.DataFrame(recording["requests"])
+    if not any(requests["token_times"].map(len)):
+        raise ConfigurationError("the recording has no request that got a token: there is nothing to compare")
     result = simulate(recorded_trace(recording), resolved, percentiles=(50, 90, 99))
     return Comparison(
+        recording,
         _metrics(recording, requests, result),
-        step_errors(recording, profile, resolved),
+        _by_request(requests, result.requests),
+        predict_recorded(recording, profile, resolved.steptime),
         result,
         simulate_same_steps(recording, resolved),
     )
+
+
+def _by_request(measured: pd.DataFrame, simulated: pd.DataFrame) -> pd.DataFrame:
+    """``arrival`` and each latency in s of every request that finished on both sides: ``ttft``, ``ttft_simulated`` …"""
+    both = (measured["status"] == "finished").to_numpy() & (simulated["status"] == "finished").to_numpy()
+    engine, ours = _measured_latencies(measured[both]), _simulated_latencies(simulated[both])
+    several = measured["token_times"][both].map(len).to_numpy() > 1
+    columns = {"arrival": measured["arrival"][both].to_numpy(float)}
+    for name in ("ttft", "e2el"):
+        columns |= {name: engine[name], f"{name}_simulated": ours[name]}
+    for name, values in (("tpot", engine["tpot"]), ("tpot_simulated", ours["tpot"])):
+        columns[name] = np.full(len(several), np.nan)
+        columns[name][several] = values
+    return pd.DataFrame(columns)
 
 
 def _metrics(recording: Mapping[str, Any], requests: pd.DataFrame, result: Result) -> pd.DataFrame:
@@ -119,39 +198,19 @@ def _totals(
         ("duration", "total", measured, duration),
         ("throughput", "total", tokens / measured, tokens / duration),
         ("preemptions", "total", float(requests["num_preemptions"].sum()), preempted),
-        ("running", "mean", *_means(steps, "num_running", series, "num_running")),
-        ("kv_blocks", "mean", *_means(steps, "blocks_used", series, "kv_blocks_used")),
+        *_levels("running", steps["batch"], steps, series, "num_running"),
+        *_levels("kv_blocks", steps["blocks_used"], steps, series, "kv_blocks_used"),
     ]
 
 
-def _means(steps: pd.DataFrame, ours: str, series: pd.DataFrame, theirs: str) -> tuple[float, float]:
-    """Weighted by time while anything ran."""
-    busy = series[series["num_running"] > 0]
-    measured = float(np.average(steps[ours], weights=steps["seconds"]))
-    return measured, float(np.average(busy[theirs], weights=busy["span"])) if len(busy) else 0.0
-
-
-def step_errors(recording: Mapping[str, Any], profile: str, resolved: Resolved) -> pd.DataFrame:
-    """Measured and predicted seconds of the recorded batches themselves, by kind of step."""
-    host = load_profile(profile).host
-    old = resolved.steptime
-    bare = HostTraits(layer_overhead_s=host.layer_overhead_s, graph_sizes=tuple(recording["graph_sizes"]))
-    operators = StepTime(old.model, old.laws, old.parallelism, bare, old.precision)
-    steps = [step for step in recording["steps"] if "prefills" in step]
-    frame = step_frame(steps, operators)
-    costs = np.array([host.per_step_s, host.per_seq_s, host.per_new_token_s])
-    frame["predicted"] = predicted_steps(frame, costs)
-    frame["kind"] = [_kind(step) for step in steps]
-    frame["ape"] = (frame["predicted"] / frame["seconds"] - 1).abs()
-    table = frame.groupby("kind").agg(
-        count=("seconds", "size"),
-        measured=("seconds", "sum"),
-        operators=("operators", "sum"),
-        predicted=("predicted", "sum"),
-        median_ape=("ape", "median"),
-    )
-    return table.assign(error=table["predicted"] / table["measured"] - 1)
-
-
-def _kind(step: Mapping[str, Any]) -> str:
-    return "decode" if not step["prefills"] else "mixed" if step["decodes"] else "prefill"
+def _levels(
+    name: str, measured: Any, steps: pd.DataFrame, series: pd.DataFrame, simulated: str
+) -> list[tuple[str, str, float, float]]:
+    """Mean over the time in which anything ran, and maximum."""
+    busy = series[(series["num_running"] > 0) & (series["span"] > 0)]
+    ours = float(np.average(busy[simulated], weights=busy["span"])) if len(busy) else 0.0
+    mean = float(np.average(measured, weights=steps["seconds"]))
+    return [
+        (name, "mean", mean, ours),
+        (name, "max", float(measured.max()), float(series[f"{simulated}_max"].max())),
+    ]

@@ -138,7 +138,7 @@ class EndToEnd(Record):
         """One line for a reader."""
         load = "" if self.load is None else f" at {100 * self.load:.0f} % of capacity"
         errors = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in self.errors.items())
-        return f"{self.system}, {self.requests} requests{load} ({self.trace}, {self.date}): {errors}"
+        return f"{self.system}{load} ({self.trace}, {self.date}): {errors}"
 
 
 class HardwareProfile(Record):

@@ -36,7 +36,7 @@ from simulator.steptime import HostTraits, StepTime
 from simulator.steptime.law_gemm import gemm_bytes, gemm_flops
 from simulator.steptime.laws import LawSet
 
-__all__ = ["RawFit", "fit_raw", "host_traits", "step_frame"]
+__all__ = ["RawFit", "fit_raw", "host_traits", "predicted_steps", "read_frames", "step_frame"]
 
 HEADROOM = 1.25
 LEAST_STREAM = 6
@@ -66,12 +66,13 @@ def fit_raw(raw: Path, out: Path, model: str | None = None) -> RawFit:
     if out.suffix != ".yaml":
         raise InputError(out, "must end in .yaml, so that --gpu finds it by its path")
     folder = RawFolder(raw)
-    meta, frames = folder.meta(), _frames(raw)
+    meta, frames = folder.meta(), read_frames(raw)
     base = _device(meta, frames, out.stem)
     laws = [_law(base, family, str(dtype), rows, meta) for family, dtype, rows in _groups(frames)]
     if not laws:
         raise InputError(raw, f"holds no table of at least {LEAST_ROWS} rows: measure with a larger --budget")
-    profile = base.model_copy(update={"laws": laws, "raw_data_digest": digest(raw)})
+    version = parse_profile(out).version + 1 if out.exists() else 1
+    profile = base.model_copy(update={"laws": laws, "raw_data_digest": digest(raw), "version": version})
     fitted, held_out = _with_host(profile, load_model(model or meta["model"]), folder.steps(), meta)
     out.parent.mkdir(parents=True, exist_ok=True)
     return RawFit(fitted, save_profile(fitted, out.parent), held_out)
@@ -90,7 +91,8 @@ def host_traits(host: Host, graph_sizes: Sequence[int] = ()) -> HostTraits:
     )
 
 
-def _frames(raw: Path) -> Frames:
+def read_frames(raw: Path) -> Frames:
+    """The operator tables of *raw*, in the formats that their laws are filed under."""
     frames = read_folder(raw)
     for frame in frames.values():
         frame["dtype"] = frame["dtype"].replace(STANDS_FOR)
@@ -121,6 +123,7 @@ def _device(meta: dict[str, Any], frames: Frames, name: str) -> HardwareProfile:
         "laws": [],
         "measured_on": f"{meta['device']}, {meta['date']}",
         "software": {**meta["versions"], "kernels": meta["kernels"], "seed": str(meta["seed"])},
+        "end_to_end": [],
     }
     known = _bundled(meta["device"])
     if known is not None:

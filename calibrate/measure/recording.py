@@ -7,6 +7,7 @@ a wait for the next arrival passes at once.
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import time
@@ -101,6 +102,7 @@ def record_run(
         [Arrival(0.0, *_short(a)) for a in arrivals[:WARM_UP]],
     )
     batches = watch_batches(llm.runner)
+    llm.runner.clock = time.thread_time if isinstance(clock, ThreadClock) else time.perf_counter
     counts: list[int] = []
     try:
         executor = make_executor(llm.settings, llm.runner, system, options)
@@ -112,6 +114,7 @@ def record_run(
     described = [describe_batch(batch) for batch in batches]
     return {
         **describe_device(llm.runner.decoder.device),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "model": str(llm.settings.model),
         "system": system,
         "policy": _stated(llm, system, options),
@@ -164,17 +167,25 @@ def _steps(
     for step, count, decision in zip(run.steps, counts, decisions, strict=True):
         batch = batches[before] if count == before + 1 else {}
         before = count
-        yield {**_state(step), **batch, "forwards": decision.num_forwards, "decision": decision.digest}
+        yield {
+            **_state(step),
+            **batch,
+            "batch": len(decision.decodes) + len(decision.prefills),
+            "blocks_used": decision.blocks[0],
+            "forwards": decision.num_forwards,
+            "decision": decision.digest,
+        }
 
 
 def _state(step: StepTrace) -> dict[str, Any]:
-    stats = step.stats
+    stats, timing = step.stats, step.timing
+    device = {} if timing is None else {"device_s": timing.forward + timing.logits + timing.sample}
     return {
+        **device,
         "start": step.start,
         "seconds": step.end - step.start,
         "num_running": stats.num_running,
         "num_waiting": stats.num_waiting,
-        "blocks_used": stats.blocks_used,
     }
 
 

@@ -89,6 +89,11 @@ class RawFolder:
         except ValueError as error:
             raise InputError(file, f"must be one JSON object per line: {error}") from error
 
+    def throttled(self) -> int:
+        """How many rows were measured while the clock was down."""
+        file = self.path / "throttled.jsonl"
+        return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
     def _check(self, meta: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         for name in IDENTITY:
             if there.get(name) != meta.get(name):

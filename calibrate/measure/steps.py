@@ -29,6 +29,7 @@ class StepRounds:
 
     def __init__(self, llm: LLM, clock: Callable[[], float], seed: int = 0) -> None:
         self.llm, self.clock, self.seed = llm, clock, seed
+        llm.runner.clock = clock
 
     def run(self, number: int) -> Iterator[dict[str, Any]]:
         """The steps of round *number*: its batch and its seconds."""

@@ -46,6 +46,7 @@ def fit(
 def fit_samples(raw: Path, out: Path, model: str | None) -> None:
     """Fit raw samples and say what every law and whole steps are worth."""
     from calibrate.fit.raw import fit_raw
+    from calibrate.report import write_fit_report
 
     fitted = fit_raw(raw, out, model)
     for law in fitted.profile.laws:
@@ -53,6 +54,8 @@ def fit_samples(raw: Path, out: Path, model: str | None) -> None:
     if fitted.profile.validation:
         typer.echo(fitted.profile.validation)
     typer.echo(f"wrote {fitted.path}: use it as --gpu {fitted.path}")
+    page = write_fit_report(raw, fitted.path, fitted.path.with_suffix(".html"), model)
+    typer.echo(f"wrote {page}")
 
 
 def _fit_tables(data: Path, out: Path | None, kind: str, date: str) -> None:

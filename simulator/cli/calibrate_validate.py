@@ -33,11 +33,16 @@ def validate(
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.")] = None,
     num_gpu_blocks: Annotated[int | None, typer.Option(help="KV blocks.")] = None,
     limit: Annotated[int | None, typer.Option(help="First requests of the trace only.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for recording.json and comparison.csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for validation.html, the recording and tables.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the errors into PROFILE, which shows them from then on.")
+    ] = False,
 ) -> None:
     """Run a trace through the real engine and through the simulator, and print where they differ."""
     from calibrate.recorded import read_recording
-    from calibrate.validation import compare_run
+    from calibrate.validation import compare_run, write_end_to_end
     from simulator.errors import ConfigurationError
 
     if (trace is None) == (recorded is None):
@@ -59,6 +64,9 @@ def validate(
     _print(comparison)
     if out is not None:
         _write(recording, comparison, out)
+    if write:
+        write_end_to_end(profile, [comparison])
+        typer.echo(f"wrote the errors into {profile}")
 
 
 def _record(
@@ -88,18 +96,41 @@ def _print(comparison: Comparison) -> None:
     for name, statistic, measured, simulated, off in comparison.metrics.to_numpy(object).tolist():
         error = "" if off != off else f"{100 * off:+.1f} %"
         typer.echo(f"{name:12}{statistic:11}{measured:12.5g}{simulated:12.5g}{error:>9}")
-    head = f"{'count':>7}{'engine s':>11}{'predicted s':>13}{'of it operators':>17}{'error':>9}"
-    typer.echo(f"\n{'steps':12}{head}")
-    for row in comparison.steps.reset_index().to_dict("records"):
-        sums = f"{row['measured']:11.4f}{row['predicted']:13.4f}{row['operators']:17.4f}"
-        typer.echo(f"{row['kind']:12}{row['count']:7}{sums}{100 * row['error']:+8.1f} %")
+    _print_agreement(comparison)
+    _print_steps(comparison)
     typer.echo(f"\n{comparison.same.text()}")
+
+
+def _print_agreement(comparison: Comparison) -> None:
+    """Request by request, and how far the two distributions are apart."""
+    typer.echo(
+        f"\n{'by request':12}{'median |error|':>15}{'p90 |error|':>13}{'distance of distributions':>27}"
+    )
+    for row in comparison.agreement().to_dict("records"):
+        errors = f"{100 * row['median']:13.1f} %{100 * row['p90']:11.1f} %"
+        typer.echo(f"{row['metric']:12}{errors}{row['distance']:27.3f}")
+
+
+def _print_steps(comparison: Comparison) -> None:
+    """By kind and batch size: whole steps, and of them the device's and the host's part."""
+    from calibrate.step_errors import summarize_steps, worst_part
+
+    head = f"{'rows':9}{'count':>7}{'engine s':>11}{'predicted':>11}{'error':>9}"
+    typer.echo(f"\n{'steps':9}{head}{'device s':>11}{'operators':>11}{'host s':>11}{'predicted':>11}")
+    for row in summarize_steps(comparison.steps).to_dict("records"):
+        whole = f"{row['measured']:11.4f}{row['predicted']:11.4f}{100 * row['error']:+7.1f} %"
+        parts = "".join(f"{row[name]:11.4f}" for name in ("device", "operators", "host", "host_predicted"))
+        typer.echo(f"{row['kind']:9}{row['rows']:9}{row['count']:7.0f}{whole}{parts}")
+    typer.echo(worst_part(comparison.steps))
 
 
 def _write(recording: dict[str, Any], comparison: Comparison, out: Path) -> None:
     from calibrate.measure.recording import write_recording
+    from calibrate.report import write_validation_report
 
-    write_recording(recording, out / "recording.json")
+    write_recording(recording, out / "recording.json.gz")
     comparison.metrics.to_csv(out / "comparison.csv", index=False)
-    comparison.steps.to_csv(out / "steps.csv")
-    typer.echo(f"wrote {out}/recording.json, comparison.csv, steps.csv")
+    comparison.requests.to_csv(out / "requests.csv", index=False)
+    comparison.steps.to_csv(out / "steps.csv", index=False)
+    write_validation_report(comparison, out / "validation.html", "Engine and simulator")
+    typer.echo(f"wrote {out}/validation.html, recording.json.gz, comparison.csv, requests.csv, steps.csv")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from calibrate.fit.raw import RawFit, fit_raw
+from calibrate.report import write_fit_report
 from calibrate.tables import read_folder
 from hwprofiles import load_profile
+from hwprofiles.datasheet import save_profile
 from simulator.errors import InputError
 from simulator.steptime.laws import LawSet
 
@@ -20,7 +22,10 @@ WITHIN = 0.01
 
 @pytest.fixture(scope="module")
 def fitted(known_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> RawFit:
-    return fit_raw(known_raw, tmp_path_factory.mktemp("profile") / "my-machine.yaml")
+    """Fitted into the file of an older fit."""
+    folder = tmp_path_factory.mktemp("profile")
+    save_profile(known_profile().model_copy(update={"name": "my-machine", "version": 4}), folder)
+    return fit_raw(known_raw, folder / "my-machine.yaml")
 
 
 @pytest.mark.parametrize("family", ["elementwise", "kv_write", "sampling"])
@@ -60,7 +65,7 @@ def test_every_shot_is_predicted(fitted: RawFit, known_raw: Path) -> None:
 
 def test_profile_says_what_it_rests_on(fitted: RawFit) -> None:
     profile = load_profile(fitted.path)
-    assert profile.name == "my-machine"
+    assert (profile.name, profile.version) == ("my-machine", 5)
     assert profile.raw_data_digest and len(profile.raw_data_digest) == 64
     assert profile.measured_on == "CPU known, 2026-01-01"
     assert profile.software["python"] == "3"
@@ -70,6 +75,21 @@ def test_profile_says_what_it_rests_on(fitted: RawFit) -> None:
         assert law.held_out is not None and law.range, law.key
     assert fitted.steps is not None and fitted.steps.mean_ape < WITHIN
     assert "whole steps held out" in (profile.validation or "")
+
+
+def test_the_report_shows_every_law_and_opens_alone(fitted: RawFit, known_raw: Path, tmp_path: Path) -> None:
+    page = write_fit_report(known_raw, fitted.path, tmp_path / "report.html").read_text()
+    for word in (
+        *KNOWN,
+        "Roofline",
+        "Fitted against measured",
+        "Residuals",
+        "Whole steps",
+        "What lies outside",
+    ):
+        assert word in page
+    assert fitted.profile.raw_data_digest in page
+    assert 'src="http' not in page and "<link" not in page
 
 
 def test_needs_samples_and_a_yaml_name(tmp_path: Path, known_raw: Path) -> None:

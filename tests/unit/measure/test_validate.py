@@ -5,7 +5,9 @@ The tight part runs the simulator on the known machine as if it were the engine,
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from typer.testing import CliRunner  # noqa: E402
 from calibrate.fit.raw import fit_raw, host_traits  # noqa: E402
 from calibrate.measure.recording import Job, ThreadClock, record_run  # noqa: E402
 from calibrate.recorded import read_recording, resolve_recorded  # noqa: E402
-from calibrate.validation import compare_run  # noqa: E402
+from calibrate.step_errors import summarize_steps, worst_part  # noqa: E402
+from calibrate.validation import compare_run, distance, write_end_to_end  # noqa: E402
 from engine import LLM  # noqa: E402
+from hwprofiles import load_profile  # noqa: E402
 from simulator.cli import app  # noqa: E402
-from simulator.errors import InputError  # noqa: E402
+from simulator.errors import ConfigurationError, InputError  # noqa: E402
 from simulator.simulation import simulate  # noqa: E402
 from simulator.steptime import StepTime  # noqa: E402
 from simulator.steptime.laws import LawSet  # noqa: E402
@@ -89,12 +93,59 @@ def test_a_recording_travels_as_json_and_is_compared(
     for word in ("ttft", "tpot", "itl", "throughput", "kv_blocks", "decode", "prefill", "are the engine's"):
         assert word in shown.output
     assert (tmp_path / "out" / "comparison.csv").exists()
+    page = (tmp_path / "out" / "validation.html").read_text()
+    for word in ("Distributions", "Drift", "largest error", "Steps by kind and batch size"):
+        assert word in page
+    assert 'src="http' not in page and "<link" not in page  # opens without a network
+    again = read_recording(tmp_path / "out" / "recording.json.gz")
+    assert again == json.loads(file.read_text())
     comparison = compare_run(read_recording(file), str(profile))
-    assert comparison.steps["count"].sum() == len(recording["steps"])
+    assert len(comparison.steps) == len(recording["steps"])
     assert comparison.result.num_iterations > 0
 
 
+def test_the_known_machine_finds_its_own_step_errors(recording: dict[str, Any], profile: Path) -> None:
+    """Steps as the profile predicts them, but decodes of 4 to 7 rows twice as long: those are named."""
+    predicted = compare_run(recording, str(profile)).steps
+    slow = {**recording, "steps": [dict(step) for step in recording["steps"]]}
+    timed = [step for step in slow["steps"] if "prefills" in step]
+    for step, seconds, operators in zip(timed, predicted["predicted"], predicted["operators"], strict=True):
+        factor = 2.0 if not step["prefills"] and 4 <= step["decodes"] < 8 else 1.0
+        step |= {"device_s": factor * operators, "seconds": seconds + (factor - 1) * operators}
+    steps = compare_run(slow, str(profile)).steps
+    table = summarize_steps(steps).set_index(["kind", "rows"])
+    off = (table["device"] / table["operators"] - 1).to_dict()
+    assert off["decode", "4-7"] == pytest.approx(1.0)
+    assert all(abs(error) < 1e-6 for (_, rows), error in off.items() if rows not in ("4-7", "all"))
+    np.testing.assert_allclose(table["host"], table["host_predicted"], atol=1e-9)
+    assert worst_part(steps).startswith("largest error: device time of decode steps, -")
+
+
+def test_equal_runs_are_equal_request_by_request() -> None:
+    assert distance(np.array([1.0, 2.0, 3.0]), np.array([3.0, 1.0, 2.0])) == 0.0
+    assert distance(np.array([1.0, 2.0]), np.array([5.0, 6.0])) == 1.0
+    assert distance(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.5, 3.5, 4.5, 5.5])) == pytest.approx(0.5)
+
+
+def test_errors_are_written_into_the_profile(
+    recording: dict[str, Any], profile: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / profile.name
+    mine.write_text(profile.read_text())
+    comparison = compare_run({**recording, "load": 0.8}, str(mine))
+    write_end_to_end(mine, [comparison])
+    write_end_to_end(mine, [comparison])  # the same system and load: replaced
+    [run] = load_profile(mine).end_to_end
+    assert (run.system, run.load, run.requests, run.same_decisions) == ("vllm", 0.8, 16, True)
+    assert run.errors["ttft mean"] == pytest.approx(comparison.error("ttft", "mean"), abs=1e-4)
+    with pytest.raises(ConfigurationError, match="rename one of the two"):
+        write_end_to_end(Path(shutil.copy(mine, tmp_path / "other.yaml")), [comparison])
+
+
 def test_a_recording_cut_short_is_refused(tmp_path: Path, profile: Path) -> None:
+    (tmp_path / "recording.json.gz").write_bytes(gzip.compress(b'{"model": "x"}')[:-6])
+    with pytest.raises(InputError, match="perhaps cut short"):
+        read_recording(tmp_path / "recording.json.gz")
     file = tmp_path / "recording.json"
     file.write_text('{"model": "x", "requests": [')
     with pytest.raises(InputError, match="perhaps cut short"):

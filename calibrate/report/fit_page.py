@@ -1,0 +1,274 @@
+"""What was measured and what the fit makes of it: roofline, fitted against measured, residuals, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from calibrate.fit.families import predict_rows
+from calibrate.fit.raw import predicted_steps, read_frames, step_frame
+from calibrate.measure.records import RawFolder
+from calibrate.report.figures import laid_out, line, markers, percent
+from calibrate.report.html import figure_section, table, write_page
+from hwprofiles import HardwareProfile, load_profile
+from simulator.models import load_model
+from simulator.results.figures import PALETTE
+from simulator.results.report import lines, section
+from simulator.steptime import HostTraits, StepTime
+from simulator.steptime.law_gemm import gemm_bytes, gemm_flops
+from simulator.steptime.laws import LawSet
+
+__all__ = ["write_fit_report"]
+
+Frames = dict[str, pd.DataFrame]
+SIZE = {
+    "gemm": ("m", "tokens"),
+    "prefill_attention": ("chunk", "new tokens of a sequence"),
+    "decode_attention": ("sum_context", "tokens of context in the batch"),
+    "moe": ("num_tokens", "tokens"),
+    "elementwise": ("moved", "bytes"),
+    "kv_write": ("moved", "bytes"),
+    "sampling": ("moved", "bytes"),
+}
+FOOTER = "Times are medians of repeated calls. Held out: predicted by a fit that had not seen the shape."
+
+
+def write_fit_report(
+    raw: Path, profile_path: Path, out: Path, model: str | None = None, more: Sequence[str] = ()
+) -> Path:
+    """The page of the samples in *raw* and the profile fitted to them; *more* are sections of validations."""
+    profile, folder = load_profile(profile_path), RawFolder(raw)
+    meta, frames = folder.meta(), with_predictions(read_frames(raw), profile)
+    steps = predicted_whole_steps(folder, profile, model or meta["model"])
+    sections = [
+        section("What the profile says", table(law_table(profile, frames))),
+        figure_section(
+            "Roofline", "Measured rates of the operators under the ceilings.", roofline(frames, meta)
+        ),
+        figure_section("Fitted against measured", "Points on the line are exact.", fitted_figure(frames)),
+        figure_section("Residuals", "Measured over fitted, less one, by size.", residual_figure(frames)),
+        step_section(steps, profile),
+        section("What lies outside", lines(outside(profile, folder, frames), "Nothing was left out.")),
+        clock_section(raw),
+        section("Provenance", lines(provenance(profile, meta), "")),
+        *more,
+    ]
+    subtitle = f"{meta['model']} in {meta['dtype']} on the bundled engine; {profile.measured_on}"
+    return write_page(out, f"Calibration of {meta['device']}", subtitle, sections, FOOTER)
+
+
+def with_predictions(frames: Frames, profile: HardwareProfile) -> Frames:
+    """*frames* with ``fitted`` seconds, as far as the profile has measured laws for them."""
+    laws, found = LawSet.from_profile(profile), {}
+    for family, frame in frames.items():
+        parts = []
+        for dtype, rows in frame.groupby("dtype"):
+            law = profile.law(family, str(dtype))
+            if law is not None and law.source.kind in ("measured", "fitted"):
+                parts.append(rows.assign(fitted=predict_rows(laws.bound(family, str(dtype)), family, rows)))
+        if parts:
+            found[family] = pd.concat(parts, ignore_index=True)
+    return found
+
+
+def predicted_whole_steps(folder: RawFolder, profile: HardwareProfile, model: str) -> pd.DataFrame:
+    """The measured whole steps with ``predicted`` seconds and their kind."""
+    steps = folder.steps()
+    if not steps:
+        return pd.DataFrame(columns=["rows", "tokens", "seconds", "operators", "predicted", "kind"])
+    bare = HostTraits(layer_overhead_s=0.0, graph_sizes=tuple(folder.meta()["graph_sizes"]))
+    frame = step_frame(steps, StepTime(load_model(model), LawSet.from_profile(profile), None, bare))
+    host = profile.host
+    costs = np.array([host.per_step_s, host.per_seq_s, host.per_new_token_s])
+    frame["predicted"] = predicted_steps(frame, costs)
+    frame["kind"] = [
+        "decode" if not step["prefills"] else "mixed" if step["decodes"] else "prefill" for step in steps
+    ]
+    return frame
+
+
+def law_table(profile: HardwareProfile, frames: Frames) -> pd.DataFrame:
+    """One row per measured law: held-out error, and range."""
+    rows = []
+    for law in profile.laws:
+        if law.family not in frames or law.source.kind not in ("measured", "fitted"):
+            continue
+        held = law.held_out
+        errors = ["", "", ""] if held is None else [held.mean_ape, held.median_ape, held.p90_ape]
+        span = ", ".join(f"{name} {low:g}–{high:g}" for name, (low, high) in law.range.items() if low < high)
+        rows.append(
+            [
+                "/".join(filter(None, law.key)),
+                str(len(frames[law.family])),
+                *("" if value == "" else f"{100 * float(value):.1f} %" for value in errors),
+                span,
+            ]
+        )
+    return pd.DataFrame(rows, columns=["law", "shapes", "mean error held out", "median", "p90", "range"])
+
+
+def roofline(frames: Frames, meta: dict[str, Any]) -> Any:
+    """FLOP/s over FLOP/byte of products and attention, with the ceilings that this device reached."""
+    import plotly.graph_objects as go
+
+    figure, ceilings = go.Figure(), meta["ceilings"]
+    intensity = np.geomspace(0.1, 1e4, 60)
+    roof = np.minimum(ceilings["gemm_flops_per_s"], intensity * ceilings["copy_bytes_per_s"])
+    figure.add_trace(line(intensity, roof, "copy and large product", "#6b7a90"))
+    for place, (family, frame) in enumerate(frames.items()):
+        flops, moved = work(family, frame)
+        if flops is not None:
+            rate = flops / frame["seconds"].to_numpy(float)
+            figure.add_trace(markers(flops / moved, rate, family.replace("_", " "), PALETTE[place]))
+    figure.update_xaxes(type="log", title_text="FLOP per byte")
+    figure.update_yaxes(type="log", title_text="FLOP/s")
+    return laid_out(figure, 460)
+
+
+def work(family: str, frame: pd.DataFrame) -> tuple[Any, Any]:
+    """(FLOPs, bytes) of every row; (None, None) of kernels that only move."""
+    column = {name: frame[name].to_numpy(float) for name in frame.columns if frame[name].dtype.kind == "f"}
+    if family == "gemm":
+        m, n, k = column["m"], column["n"], column["k"]
+        return gemm_flops(m, n, k), gemm_bytes(m, n, k, "bf16")
+    if family == "decode_attention":
+        total = column["sum_context"] * column["head_dim"]
+        return 4.0 * column["n_q"] * total, 4.0 * column["n_kv"] * total
+    if family == "prefill_attention":
+        keys, new = column["context"] + (column["chunk"] + 1) / 2, column["num_seqs"] * column["chunk"]
+        flops = 4.0 * column["n_q"] * column["head_dim"] * new * keys
+        held = column["num_seqs"] * (column["context"] + column["chunk"]) * column["n_kv"]
+        return flops, 4.0 * column["head_dim"] * (held + new * column["n_q"])
+    return None, None
+
+
+def fitted_figure(frames: Frames) -> Any:
+    """Fitted over measured time, one panel per operator."""
+    figure, places = _panels(frames)
+    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
+        measured, fitted = frame["seconds"] * 1e6, frame["fitted"] * 1e6
+        ends = np.array([measured.min(), measured.max()])
+        figure.add_trace(line(ends, ends, "equal", "#9aa5b4"), **place)
+        figure.add_trace(markers(measured, fitted, family, colour), **place)
+    figure.update_xaxes(type="log", title_text="measured, µs")
+    figure.update_yaxes(type="log")
+    return laid_out(figure, 320 * _rows(len(frames)), legend=False)
+
+
+def residual_figure(frames: Frames) -> Any:
+    """Measured / fitted - 1 over the size of the shape, one panel per operator."""
+    figure, places = _panels(frames)
+    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
+        size, unit = SIZE.get(family, ("seconds", "s"))
+        off = 100 * (frame["seconds"] / frame["fitted"] - 1)
+        figure.add_trace(markers(frame[size], off, family, colour), **place)
+        figure.add_hline(y=0, line_dash="dot", **place)
+        figure.update_xaxes(title_text=unit, **place)
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(ticksuffix=" %")
+    return laid_out(figure, 320 * _rows(len(frames)), legend=False)
+
+
+def _panels(frames: Frames) -> tuple[Any, list[dict[str, int]]]:
+    from plotly.subplots import make_subplots
+
+    rows = _rows(len(frames))
+    titles = [family.replace("_", " ") for family in frames]
+    figure = make_subplots(
+        rows, 3, subplot_titles=titles, vertical_spacing=0.28 / rows, horizontal_spacing=0.08
+    )
+    return figure, [{"row": i // 3 + 1, "col": i % 3 + 1} for i in range(len(frames))]
+
+
+def _rows(count: int) -> int:
+    return max(1, -(-count // 3))
+
+
+def step_section(steps: pd.DataFrame, profile: HardwareProfile) -> str:
+    """Whole steps, measured and predicted; half of them fitted the host."""
+    if not len(steps):
+        return section("Whole steps", lines([], "No whole steps were measured."))
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for place, (kind, rows) in enumerate(steps.groupby("kind")):
+        figure.add_trace(markers(rows["seconds"] * 1e3, rows["predicted"] * 1e3, str(kind), PALETTE[place]))
+    ends = np.array([steps["seconds"].min(), steps["seconds"].max()]) * 1e3
+    figure.add_trace(line(ends, ends, "equal", "#9aa5b4"))
+    figure.update_xaxes(type="log", title_text="measured, ms")
+    figure.update_yaxes(type="log", title_text="predicted, ms")
+    sums = steps.groupby("kind")[["seconds", "operators", "predicted"]].sum()
+    rows = pd.DataFrame(
+        {
+            "kind": list(sums.index),
+            "steps": [str(count) for count in steps.groupby("kind").size()],
+            "measured, s": sums["seconds"].map("{:.4f}".format).tolist(),
+            "of it operators": sums["operators"].map("{:.4f}".format).tolist(),
+            "predicted, s": sums["predicted"].map("{:.4f}".format).tolist(),
+            "error": (sums["predicted"] / sums["seconds"] - 1).map(percent).tolist(),
+        }
+    )
+    return figure_section("Whole steps", profile.validation or "", laid_out(figure, 420), table(rows))
+
+
+def outside(profile: HardwareProfile, folder: RawFolder, frames: Frames) -> list[str]:
+    """What the engine could be asked for and was not measured, and samples that were not used."""
+    meta, found = folder.meta(), []
+    limits = meta.get("limits", {})
+    wanted = {
+        ("gemm", "m"): limits.get("max_num_batched_tokens"),
+        ("decode_attention", "num_seqs"): limits.get("max_num_seqs"),
+        ("decode_attention", "max_context"): limits.get("max_model_len"),
+        ("prefill_attention", "chunk"): limits.get("max_num_batched_tokens"),
+    }
+    for (family, name), most in wanted.items():
+        if family in frames and most and frames[family][name].max() < min(most, limits["max_model_len"]):
+            found.append(
+                f"{family.replace('_', ' ')}: {name} measured to {frames[family][name].max():g}, limit {most}"
+            )
+    needed = [family for family in SIZE if family != "moe" or meta.get("config", {}).get("num_experts")]
+    for law in profile.laws:
+        asked = law.family in needed and law.dtype in ("bf16", "fp32")
+        if asked and law.family not in frames and law.source.kind in ("default", "scaled"):
+            found.append(f"{'/'.join(filter(None, law.key))}: {law.source.kind}, {law.source.text}")
+    found += [f"{name}: not measured, {why}" for name, why in meta.get("not_measured", {}).items()]
+    if left := meta.get("shots_left_out"):
+        found.append(f"{left} shots left out for lack of time")
+    if throttled := folder.throttled():
+        found.append(f"{throttled} samples taken while the clock was down, kept apart and not fitted")
+    return found
+
+
+def clock_section(raw: Path) -> str:
+    """Clock and temperature in the order in which shots were taken, where the device told them."""
+    tables = [pd.read_csv(path) for path in sorted(raw.glob("*.csv"))]
+    log = pd.concat(
+        [t[["clock_mhz", "temperature_c"]] for t in tables if "clock_mhz" in t] or [pd.DataFrame()]
+    )
+    log = log.dropna()
+    if not len(log):
+        return ""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    order = np.arange(len(log))
+    figure.add_trace(markers(order, log["clock_mhz"], "clock, MHz", PALETTE[0]))
+    figure.add_trace(markers(order, log["temperature_c"], "temperature, °C", PALETTE[1]), secondary_y=True)
+    return figure_section("Clock and temperature", "After every sample that was kept.", laid_out(figure, 300))
+
+
+def provenance(profile: HardwareProfile, meta: dict[str, Any]) -> list[str]:
+    """Device, software, seed, digest."""
+    versions = ", ".join(f"{name} {value}" for name, value in meta["versions"].items())
+    ceilings = meta["ceilings"]
+    return [
+        f"{meta['device']}, {meta['date']}; {versions}",
+        f"kernels: {meta['kernels']}; seed {meta['seed']}; profile version {profile.version}",
+        f"ceilings: copy {ceilings['copy_bytes_per_s'] / 1e9:,.1f} GB/s, "
+        f"large product {ceilings['gemm_flops_per_s'] / 1e12:,.3g} TFLOP/s",
+        f"samples: sha256 {profile.raw_data_digest}",
+    ]
