@@ -168,7 +168,7 @@ class Deployment(Techniques):
         )
         if self.async_scheduling is not None:  # deciding one step ahead is what hides the host's work
             traits = replace(traits, overlap=self.async_scheduling)
-        elif plan is not None and limits.get("async_scheduling") is False:
+        elif plan is not None and plan.speculation.method not in system.speculation_ahead:
             traits = replace(traits, overlap=False)
         traits = traits_of(self, traits, kernels, profile)
         laws = LawSet.from_profile(profile)
@@ -250,14 +250,19 @@ class Deployment(Techniques):
             stated, model, precision, parallelism, system, lambda name: _check_multiplies(profile, name)
         )
         chosen += plan.chosen
-        if limits.get("async_scheduling") and stated.method not in system.speculation_ahead:
-            if self.async_scheduling:
+        fixed = dict(system.speculative_fixed)
+        if stated.method not in system.speculation_ahead and "async_scheduling" in limits:
+            fixed["async_scheduling"] = False
+        own = {name: getattr(self, name) for name in COMMON if getattr(self, name) is not None} | self.options
+        for name, value in {**system.speculative_defaults, **fixed}.items():
+            if name in fixed and own.get(name, value) != value:
                 raise ConfigurationError(
-                    f"speculation: {system.name} {system.version} does not decide a step ahead with method "
-                    f"{stated.method}; leave async_scheduling out"
+                    f"speculation: {system.name} {system.version} needs {name} {value} with method {stated.method}, "
+                    f"not {own[name]}"
                 )
-            limits["async_scheduling"] = False
-            chosen.append(f"async_scheduling: False (not with speculation by {stated.method})")
+            if name not in own and limits.get(name) != value:
+                limits[name] = value
+                chosen.append(f"{name}: {value} (with speculation by {stated.method})")
         room = limits.get("max_num_batched_tokens", math.inf) // plan.drafting.width
         if self.max_num_seqs is None and 1 <= room < limits.get("max_num_seqs", 0):
             limits["max_num_seqs"] = int(room)

@@ -133,6 +133,10 @@ class _Batches:
     def of(cls, series: Iterable[StepSeries], steptime: StepTime) -> _Batches:
         columns = [_columns(one) for one in series]
         tokens, decodes, rows, context, seconds = np.concatenate([np.empty((5, 0)), *columns], axis=1)
+        tokens = (
+            tokens + (steptime.width - 1) * decodes
+        )  # with speculation a sequence computes its drafts too
+        rows = rows + (steptime.sampled - 1) * decodes
         dp = steptime.parallelism.dp
         return cls(np.ceil(tokens / dp), np.ceil(decodes / dp), np.ceil(rows / dp), context / dp, seconds)
 

@@ -116,13 +116,17 @@ def _simulate(
     return [simulate(trace, one) for one in resolved]
 
 
+def _speculation(result: Result) -> dict[str, str]:
+    stated = result.resolved.deployment.speculation
+    return {"speculation": "no speculation" if stated is None else stated.text}
+
+
 def _labels(results: list[Result]) -> list[tuple[str, Result]]:
     """What tells the alternatives apart."""
-    configs = [result.resolved.config for result in results]
+    configs = [{**result.resolved.config, **_speculation(result)} for result in results]
     keys = [key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1]
-    main = [
-        key for key in ("model", "gpu", "system", "tensor_parallel_size", "dtype") if key in keys
-    ] or keys[:2]
+    names = ("model", "gpu", "system", "tensor_parallel_size", "dtype", "speculation")
+    main = [key for key in names if key in keys] or keys[:2]
     labels = [
         " ".join(str(config.get(key)) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)
     ]

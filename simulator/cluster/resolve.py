@@ -100,9 +100,13 @@ def _with_share(name: str, deployment: Deployment, share: float) -> Resolved:
 
 
 def _kv_bytes_per_token(resolved: Resolved) -> float:
-    """Of all ranks that hold a part of a sequence, B: what tensor parallel ranks replicate is sent once each."""
-    tp = resolved.parallelism.tp
-    return resolved.model.kv_bytes_per_token(resolved.precision.kv, tp) * tp
+    """Of all ranks that hold a part of a sequence, B: what tensor parallel ranks replicate is sent once each.
+
+    The KV of a draft goes with it.
+    """
+    tp, plan = resolved.parallelism.tp, resolved.speculation
+    draft = 0.0 if plan is None else plan.memory[1]
+    return (resolved.model.kv_bytes_per_token(resolved.precision.kv, tp) + draft) * tp
 
 
 def _check_roles(cluster: ClusterSpec) -> None:

@@ -348,5 +348,10 @@ SYSTEMS = (
         traits="sglang",
         capacity="max_total_tokens",
         capacity_in_tokens=True,
+        speculation=("draft", "eagle", "mtp", "ngram"),
+        speculative="sglang_speculative:SpeculativeSglang",
+        speculative_fixed={"disable_overlap_schedule": True, "enable_mixed_chunk": False},
+        speculative_defaults={"max_running_requests": 48},
+        draft_trees=True,
     ),
 )

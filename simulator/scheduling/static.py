@@ -14,7 +14,8 @@ early, and when its answer is handed out, makes the difference (`StaticRules`):
 - gpt-fast: one prompt, a cache of exactly its length and its output (generate.py).
 
 The size of a batch is the caller's; a batch whose cache would not fit is made smaller, where the real library would
-run out of memory. Speculation (gpt-fast), beams and ragged forced prompts (CTranslate2) are not modelled.
+run out of memory. Beams and ragged forced prompts (CTranslate2) are not modelled; speculation is, in
+`static_speculative`.
 """
 
 from __future__ import annotations

@@ -42,6 +42,9 @@ SYSTEMS = (
         source="transformers 5.23.0, generation/utils.py; the batch size is the caller's, 8 assumed",
         status="read",
         traits="hf",
+        speculation=("draft", "ngram"),
+        speculative="static_speculative:SpeculativeStaticBatch",
+        speculative_fixed={"max_batch_size": 1},
     ),
     _system(
         "fastertransformer",
@@ -80,10 +83,12 @@ SYSTEMS = (
         ONE_PROMPT,
         fixed={"max_batch_size": 1},
         version="32971d31",
-        summary="one prompt at a time, a static cache of its length, compiled; no speculation here",
+        summary="one prompt at a time, a static cache of its length, compiled",
         source="gpt-fast 32971d31, generate.py",
         status="read",
         traits="gptfast",
+        speculation=("draft",),
+        speculative="static_speculative:SpeculativeStaticBatch",
     ),
     _system(
         "onnxruntime-genai-static",

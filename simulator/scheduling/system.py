@@ -103,6 +103,10 @@ class System:
     """Its policy with speculation."""
     speculation_ahead: tuple[str, ...] = ()
     """Methods that go together with deciding one step ahead."""
+    speculative_fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Options that speculation leaves no choice in."""
+    speculative_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the system sets with speculation where nothing is stated."""
     draft_trees: bool = False
     """Whether drafts may branch."""
     draft_vocabulary_slack: int = 0

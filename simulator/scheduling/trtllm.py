@@ -81,6 +81,8 @@ class TensorRtLlm(Scheduler):
                 f"chunk_unit_size {self.unit}: must be 1 to max_num_tokens {max_num_tokens}"
             )
         self.lookahead = 2 if two_step_lookahead else 1
+        self.width = 1
+        """Tokens that a generating request computes."""
         self.queue: deque[Request] = deque()
         """Requests that are not active yet."""
         self._contexts: list[Request] = []  # active requests whose prompt is not computed, in order
@@ -205,7 +207,7 @@ class TensorRtLlm(Scheduler):
     def _admit_behind(self, fitting: Fitting) -> bool:
         """Everybody who has started fits and prompts follow in order; False: it is not as simple as that."""
         need, free = self.decoding.blocks_next, self.blocks.free
-        if need > free or len(self.decoding) > self.max_num_tokens:
+        if need > free or len(self.decoding) * self.width > self.max_num_tokens:
             return False
         seen = self._being_computed() if self.blocks.reuse else set()
         for request in self._contexts:
@@ -270,7 +272,7 @@ class TensorRtLlm(Scheduler):
 
     def _hand_out(self, fitting: Fitting) -> tuple[list[Request] | None, list[tuple[Request, int]]]:
         """Generating requests (None: all) and prompts with their tokens."""
-        if fitting.decodes is None and len(self.decoding) <= self.max_num_tokens:
+        if fitting.decodes is None and len(self.decoding) * self.width <= self.max_num_tokens:
             contexts = self._pick(fitting.contexts, len(self.decoding))[1]
             return None, contexts
         if fitting.ordered is None:
@@ -282,12 +284,12 @@ class TensorRtLlm(Scheduler):
 
     def _pick(self, line: list[Request], used: int) -> tuple[list[Request], list[tuple[Request, int]]]:
         """Hand the tokens that *used* leaves to *line* in order."""
-        budget = self.max_num_tokens - used
+        budget = self.max_num_tokens - used * self.width
         decodes: list[Request] = []
         contexts: list[tuple[Request, int]] = []
         for request in line[: self.max_num_seqs - used]:
             decodes_now = request in self.decoding
-            tokens = 1 if decodes_now else request.target - request.computed
+            tokens = self.width if decodes_now else request.target - request.computed
             if (decodes_now or not self.chunked) and tokens > budget:
                 break
             if decodes_now:
@@ -471,6 +473,9 @@ def _system(name: str, policy: str, summary: str) -> System:
         memory="trtllm",
         traits="trtllm",
         capacity="num_blocks",
+        speculation=("draft", "eagle", "mtp", "ngram"),
+        speculative="trtllm_speculative:SpeculativeTensorRtLlm",
+        speculation_ahead=("eagle", "mtp"),
     )
 
 
