@@ -11,6 +11,7 @@ from hwprofiles.schema import (
     Memory,
     Price,
     Residual,
+    ServingCosts,
     Source,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "Memory",
     "Price",
     "Residual",
+    "ServingCosts",
     "Source",
     "alias_names",
     "canonical_dtype",

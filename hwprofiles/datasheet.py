@@ -158,7 +158,11 @@ def write_profiles(table: Path, folder: Path) -> list[Path]:
 
 def save_profile(profile: HardwareProfile, folder: Path) -> Path:
     """Write *profile* as ``<name>.yaml``, blocks in the order of the schema."""
-    path = folder / f"{profile.name}.yaml"
+    return write_profile(profile, folder / f"{profile.name}.yaml")
+
+
+def write_profile(profile: HardwareProfile, path: Path) -> Path:
+    """Write *profile* to *path*, whatever its name."""
     content = profile.model_dump(mode="json", exclude_defaults=True)
     path.write_text(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True))
     return path

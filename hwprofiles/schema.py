@@ -38,6 +38,7 @@ __all__ = [
     "Memory",
     "Price",
     "Residual",
+    "ServingCosts",
     "Source",
     "SourceKind",
 ]
@@ -141,6 +142,54 @@ class EndToEnd(Record):
         return f"{self.system}{load} ({self.trace}, {self.date}): {errors}"
 
 
+class ServingCosts(Record):
+    """What a serving system in production was seen to add to the laws of this device: `sim calibrate fit-host`."""
+
+    system: str
+    """Entry of the traits (`simulator.steptime.load_traits`) that they replace the host costs of."""
+    model: str
+    num_gpus: Annotated[int, Field(gt=0)] = 1
+    """GPUs of one replica."""
+    dtype: str
+    """Format of the weights."""
+    kv_dtype: str
+    step_s: NotNegative
+    """Host work of a step that the device waits for."""
+    seq_s: NotNegative
+    """The part that grows with the running sequences, for each of them."""
+    token_s: NotNegative = 0.0
+    """The part that grows with the new tokens, for each of them."""
+    request_s: NotNegative = 0.0
+    """Front end and network of a request, before and after the scheduler has it."""
+    standard_errors: dict[str, NotNegative] = Field(default={})
+    """Of `step_s` and `seq_s`, between stretches of the recording."""
+    kv_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Tokens of KV cache that a replica has."""
+    kv_source: str = ""
+    """Whether the server stated them or they follow from its usage."""
+    server: str | None = None
+    """Version of the server, as it states it."""
+    held_out: dict[str, float] = Field(default={})
+    """Predicted / seen - 1 on the last part of the recording, by ``metric.statistic``."""
+    spread_step: Positive
+    """Standard deviation of ln(seen / predicted) of a request's TPOT on that part."""
+    spread_ttft: Positive
+    requests: Annotated[int, Field(gt=0)]
+    """Requests that were fitted to."""
+    digest: str
+    """SHA-256 of the recording."""
+    source: Source
+
+    def text(self) -> str:
+        """One line for a reader."""
+        errors = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in self.held_out.items())
+        gpus = "1 GPU" if self.num_gpus == 1 else f"{self.num_gpus} GPUs"
+        return (
+            f"{self.source.text}, {self.model} on {gpus}: {1e3 * self.step_s:.3g} ms a step, "
+            f"{1e6 * self.seq_s:.3g} us a sequence; held out: {errors or 'nothing'}"
+        )
+
+
 class HardwareProfile(Record):
     """One device."""
 
@@ -164,6 +213,8 @@ class HardwareProfile(Record):
     """Error on whole steps that the fit has not seen, in words."""
     end_to_end: list[EndToEnd] = Field(default=[])
     """Whole runs, held against the engine."""
+    serving: list[ServingCosts] = Field(default=[])
+    """Systems that were observed in production on this device."""
 
     @model_validator(mode="after")
     def _one_law_per_key(self) -> Self:
@@ -231,6 +282,15 @@ class HardwareProfile(Record):
         parts = [f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1])]
         relative = f" (relative: {self.relative})" if self.relative else ""
         return f"laws: {', '.join(parts) or 'none'}{relative}"
+
+    def serving_costs(self, system: str, model: str, num_gpus: int) -> ServingCosts | None:
+        """What was observed of *system*: with this model and number of GPUs if it was, else the latest."""
+        found = [costs for costs in self.serving if costs.system == system]
+        return max(
+            found,
+            key=lambda c: (c.model == model, c.num_gpus == num_gpus, c.source.date or ""),
+            default=None,
+        )
 
     def law(self, family: str, dtype: str, variant: str = "") -> Law | None:
         """The law filed under these names, if there is one."""

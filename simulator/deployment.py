@@ -21,6 +21,7 @@ from simulator.errors import ConfigurationError, InputError
 from simulator.memory import MemoryBudget, activation_bytes, kv_budget
 from simulator.models import ModelSpec, Precision, dtype, load_model
 from simulator.models.offload import Offload
+from simulator.observed import find_observed, observed_budget, observed_elsewhere
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
 from simulator.speculation import Speculation, SpeculationPlan, plan_speculation
@@ -159,12 +160,17 @@ class Deployment(Techniques):
             ]
         kernels = kernels_of(self, model)
         budget = self._budget(model, profile, parallelism, precision, system, limits, offload, plan, kernels)
-        warnings = self._fit_context(model, limits, budget, chosen)
+        observed = find_observed(profile, system.traits, model, parallelism)
+        if self.gpu_memory_utilization is None and self.kv_cache is not False:
+            budget = observed_budget(budget, observed, model, parallelism, precision)
+        warnings = observed_elsewhere(observed, model, parallelism)
+        warnings += self._fit_context(model, limits, budget, chosen)
         traits = load_traits(
             system.traits,
             max_num_seqs=limits.get("max_num_seqs", 256),
             max_num_batched_tokens=limits.get("max_num_batched_tokens"),
             host=profile.host,
+            observed=observed,
         )
         if self.async_scheduling is not None:  # deciding one step ahead is what hides the host's work
             traits = replace(traits, overlap=self.async_scheduling)
@@ -424,7 +430,8 @@ class Resolved:
     def provenance(self) -> list[str]:
         """What the numbers rest on, one line each."""
         traits = self.steptime.traits
-        blocks = "stated" if self.deployment.num_gpu_blocks else f"rule {self.budget.rule.source}"
+        rule = self.budget.observed or f"rule {self.budget.rule.source}"
+        blocks = "stated" if self.deployment.num_gpu_blocks else rule
         cache = f"KV cache: {self.num_gpu_blocks} blocks of {self.budget.block_size} tokens ({blocks})"
         if self.deployment.kv_cache is False:
             cache = f"no KV cache: a forward holds {self.budget.tokens} tokens ({blocks})"

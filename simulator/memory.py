@@ -56,6 +56,8 @@ class MemoryBudget:
     block_size: int
     block_bytes: float
     num_gpu_blocks: int
+    observed: str = ""
+    """Where the number of blocks was seen, if no rule gave it."""
 
     @property
     def kv_cache(self) -> float:

@@ -12,6 +12,7 @@ import typer
 
 from simulator.cli import (
     calibrate_fit,
+    calibrate_host,
     calibrate_observe,
     calibrate_run,
     calibrate_serving,
@@ -53,6 +54,7 @@ calibrate.command("fit")(calibrate_fit.fit)
 calibrate.command("validate")(calibrate_validate.validate)
 calibrate.command("observe")(calibrate_observe.observe)
 calibrate.command("import")(calibrate_observe.import_results)
+calibrate.command("fit-host")(calibrate_host.fit_host)
 calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)

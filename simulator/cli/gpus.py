@@ -107,6 +107,8 @@ def _print_datasheet(profile: HardwareProfile) -> None:
         typer.echo(f"  note       {note}")
     host = profile.host
     typer.echo(f"  host       {host.per_step_s * 1e6:g} us per step ({host.source.kind}: {host.source.text})")
+    for costs in profile.serving:
+        typer.echo(f"  observed   {costs.system}: {costs.text()}")
     typer.echo(f"  {profile.provenance}")
     _print_calibration(profile)
 

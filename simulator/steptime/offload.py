@@ -79,6 +79,6 @@ class OffloadedStepTime(StepTime):
         parts["offload"] = self.seconds(num_decodes, decode_context, prefills) - sum(parts.values())
         return parts
 
-    def with_laws(self, laws: Laws) -> StepTime:
-        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+    def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
+        parts = (self.parallelism, traits, self.precision, self.kernels)
         return OffloadedStepTime(self.offload, self.model, laws, *parts)

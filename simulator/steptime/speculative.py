@@ -137,8 +137,8 @@ class SpeculativeStepTime(StepTime):
         parts["host"] -= parts["drafting"]
         return parts
 
-    def with_laws(self, laws: Laws) -> StepTime:
-        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+    def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
+        parts = (self.parallelism, traits, self.precision, self.kernels)
         return SpeculativeStepTime(self.drafter, self.model, laws, *parts)
 
     @cached_property

@@ -292,7 +292,18 @@ class StepTime:
 
     def with_laws(self, laws: Laws) -> StepTime:
         """The same step on other laws, for instance drawn from their uncertainty."""
-        return StepTime(self.model, laws, self.parallelism, self.traits, self.precision, self.kernels)
+        return self._with(laws, self.traits)
+
+    def with_traits(self, traits: HostTraits) -> StepTime:
+        """The same step on another host."""
+        made = self._with(self.laws, traits)
+        if traits.engine.attention == self._engine.attention:  # tables of kernels: the host is not in them
+            made._attention, made._decode_times = self._attention, self._decode_times
+            made._prefill_attention = self._prefill_attention
+        return made
+
+    def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
+        return StepTime(self.model, laws, self.parallelism, traits, self.precision, self.kernels)
 
     @cached_property
     def ideal(self) -> StepTime:

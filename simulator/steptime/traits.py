@@ -9,7 +9,7 @@ in ``data/traits.yaml``, each with source and status.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from simulator.errors import ConfigurationError, UnknownNameError
-from simulator.steptime.engine_costs import EngineCosts, engine_costs
+from simulator.steptime.engine_costs import EngineCosts, Spread, engine_costs
 
 __all__ = ["LAYER_OVERHEAD_S", "HostTraits", "list_traits", "load_traits", "nearest_traits"]
 
@@ -85,11 +85,13 @@ def load_traits(
     max_num_seqs: int = 256,
     max_num_batched_tokens: int | None = None,
     host: Any = None,
+    observed: Any = None,
 ) -> HostTraits:
     """The traits of *system* with graph sizes resolved for its limits.
 
     ``vllm-0.10.1`` takes the entry that holds until its version, else that of the family. *host* is a
-    profile's host block: its ``layer_overhead_s`` replaces the stated default.
+    profile's host block: its ``layer_overhead_s`` replaces the stated default. *observed* is what a profile says of
+    this system in production (`hwprofiles.ServingCosts`): its costs replace those of step, sequence, token and request.
     """
     entry = {name: value for name, value in _file()[nearest_traits(system)].items() if name != "until"}
     entry["graph_sizes"], entry["mixed_graph"] = _graphs(
@@ -102,9 +104,27 @@ def load_traits(
         if not entry["overlap"]:  # all its host work is exposed, and so among the fitted costs
             entry |= {"per_step_s": 0.0, "per_seq_s": 0.0, "per_new_token_s": 0.0}
         entry["source"] = f"{entry['source']}; {costs.source}"
+    if observed is not None:
+        entry |= _observed(entry, observed)
     if host is not None:
         entry.setdefault("layer_overhead_s", host.layer_overhead_s)
     return HostTraits(**entry)
+
+
+def _observed(entry: dict[str, Any], seen: Any) -> dict[str, Any]:
+    """What replaces the host costs of *entry*: all that was seen is exposed, so nothing serial is left beside it."""
+    costs = replace(
+        entry.get("engine", NO_COSTS),
+        step_s=seen.step_s,
+        seq_s=seen.seq_s,
+        token_s=seen.token_s,
+        request_s=seen.request_s,
+        spread=Spread(seen.spread_step, seen.spread_ttft),
+        seen={},
+        source=seen.source.text,
+    )
+    serial = {} if entry["overlap"] else {"per_step_s": 0.0, "per_seq_s": 0.0, "per_new_token_s": 0.0}
+    return {**serial, "engine": costs, "status": "observed", "source": seen.text()}
 
 
 def nearest_traits(system: str) -> str:

@@ -33,8 +33,8 @@ class UncachedStepTime(StepTime):
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Any = ()) -> dict[str, float]:
         return super().breakdown(*self.recast(num_decodes, decode_context, prefills))
 
-    def with_laws(self, laws: Laws) -> StepTime:
-        parts = (self.parallelism, self.traits, self.precision, self.kernels)
+    def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
+        parts = (self.parallelism, traits, self.precision, self.kernels)
         return UncachedStepTime(self.model, laws, *parts)
 
     @cached_property
