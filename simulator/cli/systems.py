@@ -21,7 +21,10 @@ def systems(
 
     chosen = list_systems() if name is None else [find_system(name)]
     if as_json:
-        rows = [{k: getattr(s, k) for k in (*FIELDS, "source", "same_as", "options")} for s in chosen]
+        rows = [
+            {k: getattr(s, k) for k in (*FIELDS, "source", "same_as", "options", "speculation")}
+            for s in chosen
+        ]
         typer.echo(json.dumps(rows, indent=2))
     elif name is None:
         _print_table(chosen)
@@ -52,3 +55,4 @@ def _print_one(system) -> None:  # type: ignore[no-untyped-def]
     if system.same_as:
         typer.echo(f"  decides as {system.same_as}")
     typer.echo(f"  options  {', '.join(system.options)}")
+    typer.echo(f"  speculation  {', '.join(system.speculation) or 'none, or none that is modelled'}")

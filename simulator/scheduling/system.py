@@ -109,6 +109,9 @@ class System:
     """Options that the system sets with speculation where nothing is stated."""
     draft_trees: bool = False
     """Whether drafts may branch."""
+    draft_host_us: Mapping[str, float] = field(default_factory=dict)
+    """Host time of each forward of a draft that its kernels do not hide, µs, by method, where it is known."""
+    draft_host_source: str = ""
     draft_vocabulary_slack: int = 0
     """By how many tokens the vocabulary of a draft model may differ."""
 

@@ -38,8 +38,9 @@ class Speculation(BaseModel):
     *tokens*: depth of a draft; with an acceptance rate per position as many, with an MTP layer one. *acceptance*: a
     rate or one per position; only one MTP layer has a published one. *tree*: tokens checked per sequence and step
     where drafts branch; None: a chain of *tokens*. *match*: share of the steps for which an n-gram is found (1).
-    *lookup_us*: host time of that search per sequence and step (assumed: 10). *draft_tensor_parallel_size*: of a draft
-    model, by default the target's.
+    *lookup_us*: host time of that search per sequence and step (assumed: 10). *host_us*: host time of each forward
+    of a draft that its kernels do not hide; by default what is known of the system. *draft_tensor_parallel_size*: of a
+    draft model, by default the target's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class Speculation(BaseModel):
     tree: int | None = Field(None, ge=1, le=1024)
     match: float | None = Field(None, gt=0, le=1)
     lookup_us: float | None = Field(None, ge=0)
+    host_us: float | None = Field(None, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -97,8 +99,9 @@ class Speculation(BaseModel):
         for name in ("match", "lookup_us"):
             if self.method != "ngram" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is of method ngram")
-        if self.method == "ngram" and self.dtype is not None:
-            raise ValueError("dtype: method ngram has no weights")
+        for name in ("dtype", "host_us"):
+            if self.method == "ngram" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: method ngram runs no draft on the GPU")
         if self.tree is not None and self.tree < self.depth:
             raise ValueError(f"tree {self.tree}: cannot hold a path of {self.depth} tokens")
         return self

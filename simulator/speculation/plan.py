@@ -33,6 +33,7 @@ class SpeculationPlan:
     drafter: Drafter
     memory: tuple[float, float]
     chosen: list[str]
+    host_text: str = ""
 
     @property
     def tokens_per_step(self) -> float:
@@ -56,7 +57,7 @@ class SpeculationPlan:
         spec = self.drafter.spec
         assert spec is not None
         weights = f"{spec.model.name}, {spec.parameters / 1e9:.3g} B parameters in {spec.precision.weights}"
-        return [*found, f"draft: {weights}; host work between its forwards is not counted"]
+        return [*found, f"draft: {weights}; host work between its forwards: {self.host_text}"]
 
 
 def plan_speculation(
@@ -92,9 +93,20 @@ def plan_speculation(
     )
     lookup_us = LOOKUP_US if stated.lookup_us is None else stated.lookup_us
     lookup_s = lookup_us * 1e-6 if stated.method == "ngram" else 0.0
-    drafter = Drafter(spec, own, stated.depth, drafting.mean_width, lookup_s)
+    host_us, host_text = _host(stated, system)
+    drafter = Drafter(spec, own, stated.depth, drafting.mean_width, lookup_s, host_us * 1e-6)
     memory = (0.0, 0.0) if spec is None else draft_bytes_per_gpu(spec, own, precision.kv)
-    return SpeculationPlan(stated, drafting, drafter, memory, _chosen(stated, spec))
+    return SpeculationPlan(stated, drafting, drafter, memory, _chosen(stated, spec), host_text)
+
+
+def _host(stated: Speculation, system: System) -> tuple[float, str]:
+    """Host time of a forward of the draft, µs, and what it rests on."""
+    if stated.host_us is not None:
+        return stated.host_us, f"{stated.host_us:g} µs for each (stated)"
+    known = system.draft_host_us.get(stated.method)
+    if known is None:
+        return 0.0, "not counted"
+    return known, f"{known:g} µs for each ({system.draft_host_source})"
 
 
 def _chosen(stated: Speculation, spec: DraftSpec | None) -> list[str]:

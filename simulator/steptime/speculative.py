@@ -6,8 +6,9 @@
          + host time of a look-up in the text so far    instead, for n-grams
 
 A prompt goes through the draft too, which needs the KV of it. Heads on the target's hidden state (Medusa) take one
-pass on one row per sequence. The draft runs on the target's GPUs. Its kernels are launched as the target's are; host
-work between its passes is not in here, because nobody published it: for small drafts that is a lower bound.
+pass on one row per sequence. The draft runs on the target's GPUs. Where prompts are replayed piecewise, as in vLLM, so
+is a draft: it "only supports PIECEWISE cudagraphs" (vLLM 0.31, v1/spec_decode/llm_base_proposer.py; issue 33341), and
+many thin layers wait for their launches. Host work between its passes counts as far as it is known or stated.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["Drafter", "SpeculativeStepTime"]
 class Drafter:
     """What makes *tokens* drafts per sequence and step; *width*: mean tokens that the target checks of each.
 
-    *spec* None: a look-up on the CPU, *lookup_s* seconds per sequence.
+    *spec* None: a look-up on the CPU, *lookup_s* seconds per sequence. *host_s* for every forward of a draft.
     """
 
     spec: DraftSpec | None
@@ -43,6 +44,12 @@ class Drafter:
     tokens: int
     width: float
     lookup_s: float = 0.0
+    host_s: float = 0.0
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the draft in a step."""
+        return 0 if self.spec is None else 1 if self.spec.heads else self.tokens
 
     def passes(self, laws: Laws, traits: HostTraits) -> list[tuple[StepTime, int]]:
         """Forwards of the draft in a step, each with how often it runs."""
@@ -77,6 +84,9 @@ class DraftStep(StepTime):
         super().__init__(spec.model, laws, parallelism, traits, spec.precision, width=width, sampled=1.0)
         self.operators = _operators(spec, self.operators, parallelism.tp)
 
+    def _launch(self, tokens: int, *, mixed: bool) -> tuple[int, float]:
+        return super()._launch(tokens, mixed=mixed or self.traits.mixed_graph)
+
 
 def _operators(spec: DraftSpec, plain: Sequence[Operator], tp: int) -> list[Operator]:
     law = spec.precision.linear.law
@@ -109,7 +119,8 @@ class SpeculativeStepTime(StepTime):
 
     def drafting(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Seconds of the step in which drafts are made."""
-        total = self.drafter.lookup_s * (num_decodes + len(prefills))
+        drafter = self.drafter
+        total = drafter.lookup_s * (num_decodes + len(prefills)) + drafter.host_s * drafter.forwards
         for step, times, batch in self.drafts(num_decodes, decode_context, prefills):
             total += times * step.seconds(*batch)
         return total
@@ -129,7 +140,7 @@ class SpeculativeStepTime(StepTime):
         for step, times in self.passes:
             if times:
                 total += times * np.asarray(step.segment(num_decodes, decode_context, n))
-        return total + self.drafter.lookup_s * num_decodes
+        return total + self.drafter.lookup_s * num_decodes + self.drafter.host_s * self.drafter.forwards
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         parts = super().breakdown(num_decodes, decode_context, prefills)
@@ -151,4 +162,4 @@ class SpeculativeStepTime(StepTime):
     def ideal(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         parts = self.model, self._ideal_laws, self.parallelism, traits, self.precision
-        return SpeculativeStepTime(replace(self.drafter, lookup_s=0.0), *parts)
+        return SpeculativeStepTime(replace(self.drafter, lookup_s=0.0, host_s=0.0), *parts)

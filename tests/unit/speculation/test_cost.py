@@ -33,7 +33,7 @@ def test_checking_multiplies_the_flops_and_reads_weights_and_kv_once():
 
 
 def test_drafts_are_forwards_of_the_small_model_one_after_the_other():
-    step = resolve(DRAFT).steptime
+    step = resolve(DRAFT + ",host_us=0").steptime
     small = Deployment.of(model="llama-3.2-1b", gpu="h100", tensor_parallel_size=4).resolve()
     traits = replace(
         step.traits, per_step_s=0, per_seq_s=0, per_new_token_s=0, engine=step.passes[0][0].traits.engine
@@ -72,6 +72,15 @@ def test_the_gain_vanishes_with_the_batch():
     ]
     assert gains[0] > 1.3 and gains[-1] < 1.0
     assert all(np.diff(gains) < 0)
+
+
+def test_host_work_of_a_draft_is_paid_for_every_forward():
+    for speculation, forwards in ((DRAFT, 4), (EAGLE, 3), ("method=medusa,tokens=4,acceptance=0.6", 1)):
+        none, some = (resolve(f"{speculation},host_us={us}").steptime for us in (0, 500))
+        for batch in ((8, 8000, ()), (8, 8000, [(100, 0)])):
+            assert some.seconds(*batch) - none.seconds(*batch) == pytest.approx(forwards * 500e-6)
+    assert "inferred: vLLM 0.10.1" in resolve(DRAFT).provenance[-1]
+    assert "not counted" in resolve(EAGLE).provenance[-1]
 
 
 def test_a_look_up_costs_host_time_only_and_less_than_all_its_tokens_where_few_match():
@@ -120,3 +129,17 @@ def test_the_estimate_divides_by_the_tokens_of_a_step():
     assert plain.tpot() / found.tpot() == pytest.approx(parts.speedup, rel=0.02)
     assert found.as_dict()["speculation"]["speedup"] == parts.speedup
     assert plain.speculation is None and plain.as_dict()["speculation"] is None
+
+
+@pytest.mark.parametrize(
+    ("target", "speculation", "published"),
+    [
+        # arXiv 2601.11580: Qwen3-0.6B beside Qwen3-8B takes 1.77 times the memory per token, EAGLE less than 10 % more
+        ("qwen3-8b", "method=draft,model=qwen3-0.6b,tokens=3,acceptance=0.7", 1.77),
+        ("qwen3-8b", "method=eagle,tokens=3,acceptance=0.7", 1.03),
+    ],
+)
+def test_kv_per_token_grows_as_published(target, speculation, published):
+    plain = Deployment.of(model=target, gpu="h100").resolve().budget
+    found = Deployment.of(model=target, gpu="h100", speculation=speculation).resolve().budget
+    assert found.block_bytes / plain.block_bytes == pytest.approx(published, abs=0.02)
