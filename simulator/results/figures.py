@@ -5,8 +5,10 @@ Every figure is drawn from at most a few thousand numbers, whatever the size of 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,76 +29,89 @@ _GRID, _TEXT = "#e6eaf0", "#3c4858"
 _Floats = npt.NDArray[np.float64]
 
 
-def latency_figure(summary: Summary) -> Any:
+def latency_figure(summary: Summary, template: str = "plotly_white") -> Any:
     """Cumulative distributions of TTFT, TPOT, ITL and E2EL in four panels; objectives of the goodput as
     lines.
     """
-    from plotly.subplots import make_subplots
-
     shown = [m for m in LATENCIES if m.tag in SHOWN_LATENCIES]
-    figure = make_subplots(2, 2, subplot_titles=[m.title for m in shown], vertical_spacing=0.19)
+    layout, traces = _grid(2, 2, tuple(m.title for m in shown), 0.19), []
     for i, m in enumerate(shown):
-        place = {"row": i // 2 + 1, "col": i % 2 + 1}
         seconds, share = _cdf(m.compute(summary.sample))
         factor, unit = (1.0, "s") if len(seconds) and seconds[-1] >= 10 else (1000.0, "ms")
-        trace = _line(seconds * factor, share * 100, m.header, PALETTE[i])
+        trace = _line(seconds * factor, share * 100, m.header, PALETTE[i]) | _place(i)
         trace["hovertemplate"] = f"%{{y:.1f}} % within %{{x:,.4g}} {unit}<extra></extra>"
-        figure.add_trace(trace, **place)
+        traces.append(trace)
         if m.tag in summary.goodput:
-            figure.add_trace(_objective(summary.goodput[m.tag] / 1000 * factor, unit), **place)
-        figure.update_xaxes(title_text=unit, title_standoff=4, **_range(seconds), **place)
-        figure.update_yaxes(range=[0, 102], ticksuffix=" %", **place)
-    return _styled(figure, height=560)
+            traces.append(_objective(summary.goodput[m.tag] / 1000 * factor, unit) | _place(i))
+        layout[_axis("x", i)] |= {"title": {"text": unit, "standoff": 4}, **_range(seconds)}
+        layout[_axis("y", i)] |= {"range": [0, 102], "ticksuffix": " %"}
+    return _styled(traces, layout, template, height=560)
 
 
-def timeline_figure(summary: Summary) -> Any:
+def timeline_figure(summary: Summary, template: str = "plotly_white") -> Any:
     """Batch, queue, KV cache and token rates of all replicas over time, on one time axis."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(
-        len(PANELS),
-        1,
-        shared_xaxes=True,
-        subplot_titles=[title for title, _ in PANELS],
-        vertical_spacing=0.07,
-    )
+    layout, traces = _grid(len(PANELS), 1, tuple(title for title, _ in PANELS), 0.07, True), []
     end = max((s.end_time() for s in summary.sample.series), default=0.0)
     factor, unit = next((f, u) for limit, f, u in TIME_UNITS if not end >= limit)
     for s in summary.sample.series:
         curve = _averaged(s)
         for panel, (name, values, colour) in _curves(s, curve, len(summary.sample.series) > 1):
-            trace = _line(curve["time"] / factor, values, name, colour)
-            figure.add_trace(trace | {"legend": _legend_of(panel)}, row=panel, col=1)
+            trace = _line(curve["time"] / factor, values, name, colour) | _place(panel - 1)
+            traces.append(trace | {"legend": _legend_of(panel)})
     for panel, (_, unit_of_values) in enumerate(PANELS, start=1):
-        figure.update_yaxes(title_text=unit_of_values, rangemode="tozero", row=panel, col=1)
-        top = figure.layout[f"yaxis{panel}" if panel > 1 else "yaxis"].domain[1]
-        place = {"orientation": "h", "x": 1, "xanchor": "right", "y": top + 0.003, "yanchor": "bottom"}
-        figure.update_layout({_legend_of(panel): place})
-    figure.update_xaxes(title_text=f"time ({unit})", row=len(PANELS), col=1)
-    return _styled(figure, height=760, legend=True)
+        axis = layout[_axis("y", panel - 1)]
+        axis |= {"title": {"text": unit_of_values}, "rangemode": "tozero"}
+        place = {"orientation": "h", "x": 1, "xanchor": "right", "yanchor": "bottom"}
+        layout[_legend_of(panel)] = {**place, "y": axis["domain"][1] + 0.003}
+    layout[_axis("x", len(PANELS) - 1)]["title"] = {"text": f"time ({unit})"}
+    return _styled(traces, layout, template, height=760, legend=True)
 
 
-def breakdown_figure(time_breakdown: Mapping[str, float]) -> Any:
+def breakdown_figure(time_breakdown: Mapping[str, float], template: str = "plotly_white") -> Any:
     """Share of the time of all iterations by operator family, largest first."""
-    import plotly.graph_objects as go
-
     total = sum(time_breakdown.values())
     parts = sorted(time_breakdown.items(), key=lambda part: part[1])
-    figure = go.Figure(
-        go.Bar(
-            x=[100 * seconds / total for _, seconds in parts],
-            y=[name.replace("_", " ") for name, _ in parts],
-            text=[f"{100 * seconds / total:.1f} %" for _, seconds in parts],
-            customdata=[seconds for _, seconds in parts],
-            orientation="h",
-            marker={"color": PALETTE[0]},
-            textposition="outside",
-            cliponaxis=False,
-            hovertemplate="%{y}: %{customdata:,.3f} s<extra></extra>",
-        )
-    )
-    figure.update_xaxes(ticksuffix=" %", title_text="share of the time in iterations")
-    return _styled(figure, height=110 + 30 * len(parts))
+    bars = {
+        "type": "bar",
+        "x": [100 * seconds / total for _, seconds in parts],
+        "y": [name.replace("_", " ") for name, _ in parts],
+        "text": [f"{100 * seconds / total:.1f} %" for _, seconds in parts],
+        "customdata": [seconds for _, seconds in parts],
+        "orientation": "h",
+        "marker": {"color": PALETTE[0]},
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{customdata:,.3f} s<extra></extra>",
+    }
+    axes = {"xaxis": {"ticksuffix": " %", "title": {"text": "share of the time in iterations"}}, "yaxis": {}}
+    return _styled([bars], axes, template, height=110 + 30 * len(parts))
+
+
+def _grid(rows: int, columns: int, titles: tuple[str, ...], spacing: float, shared: bool = False) -> Any:
+    """Layout of panels with titles over them, as plain values: a figure is checked once, when it is whole."""
+    return copy.deepcopy(_cached_grid(rows, columns, titles, spacing, shared))
+
+
+@cache
+def _cached_grid(rows: int, columns: int, titles: tuple[str, ...], spacing: float, shared: bool) -> Any:
+    from plotly.subplots import make_subplots
+
+    grid = make_subplots(
+        rows, columns, shared_xaxes=shared, subplot_titles=titles, vertical_spacing=spacing
+    ).to_plotly_json()["layout"]
+    grid.pop("template", None)
+    panels = [name for name in grid if name.startswith("xaxis")]
+    for name, title in zip(panels, grid["annotations"], strict=True):
+        title |= {"x": grid[name]["domain"][0], "xanchor": "left", "font": {"size": 13}}
+    return grid
+
+
+def _axis(kind: str, panel: int) -> str:
+    return f"{kind}axis{panel + 1}" if panel else f"{kind}axis"
+
+
+def _place(panel: int) -> dict[str, str]:
+    return {kind + "axis": f"{kind}{panel + 1}" if panel else kind for kind in "xy"}
 
 
 def _curves(
@@ -189,19 +204,22 @@ def _line(x: _Floats, y: _Floats, name: str, colour: str) -> dict[str, Any]:
     }
 
 
-def _styled(figure: Any, height: int, legend: bool = False) -> Any:
-    figure.update_layout(
-        height=height,
-        showlegend=legend,
-        template="plotly_white",
-        margin={"l": 64, "r": 24, "t": 40 if figure.layout.annotations else 8, "b": 48},
-        font={"family": "Inter, system-ui, DejaVu Sans, sans-serif", "size": 12, "color": _TEXT},
-        hovermode="x unified" if legend else "closest",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    for axis, title in zip(figure.select_xaxes(), figure.layout.annotations):
-        title.update(x=axis.domain[0], xanchor="left", font={"size": 13})
-    return figure
+def _styled(
+    traces: list[dict[str, Any]], layout: dict[str, Any], template: str, height: int, legend: bool = False
+) -> Any:
+    import plotly.graph_objects as go
+
+    for name, axis in layout.items():
+        if name.startswith(("xaxis", "yaxis")):
+            axis |= {"gridcolor": _GRID, "zerolinecolor": _GRID}
+    style = {
+        "height": height,
+        "showlegend": legend,
+        "template": template,
+        "margin": {"l": 64, "r": 24, "t": 40 if "annotations" in layout else 8, "b": 48},
+        "font": {"family": "Inter, system-ui, DejaVu Sans, sans-serif", "size": 12, "color": _TEXT},
+        "hovermode": "x unified" if legend else "closest",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
+    return go.Figure(traces, {**layout, **style})

@@ -46,6 +46,7 @@ class InterTokenLatency:
         self._values, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
         self._fresh: list[tuple[_Ints, _Ints]] = []
         self._fresh_size = 0
+        self._ends: _Ints | None = None  # gaps up to each of the values; None when they have changed
         self._binned = False
         self._total, self._mean = 0, 0.0
         self._squares = self._max = 0.0  # sum of squared distances from the mean, s²; largest gap, s
@@ -121,8 +122,9 @@ class InterTokenLatency:
         if not self._total:
             return math.nan
         rank = (self._total - 1) * p / 100
-        ends = np.cumsum(counts)
-        low, high = values[np.searchsorted(ends, [math.floor(rank), math.ceil(rank)], side="right")]
+        if self._ends is None:
+            self._ends = np.cumsum(counts)
+        low, high = values[np.searchsorted(self._ends, [math.floor(rank), math.ceil(rank)], side="right")]
         return float(low + (high - low) * (rank - math.floor(rank))) / NS_PER_S
 
     def distribution(self) -> tuple[_Floats, _Ints]:
@@ -175,6 +177,7 @@ class InterTokenLatency:
     def _merge_fresh(self) -> None:
         if not self._fresh:
             return
+        self._ends = None
         parts = [(self._values, self._counts), *self._fresh]
         self._fresh, self._fresh_size = [], 0
         values, counts = (np.concatenate(part) for part in zip(*parts, strict=True))

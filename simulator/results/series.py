@@ -60,12 +60,13 @@ class StepSeries:
         self._pack, self._row_size = _ROW.pack_into, _ROW.size
 
     def __getstate__(self) -> dict[str, object]:
-        """A bound method of `struct` cannot be pickled; it is taken anew."""
-        return {name: value for name, value in self.__dict__.items() if name != "_pack"}
+        """Without what is made again: a bound method, which cannot be pickled, and all points in one piece."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pack", "_whole")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._pack = _ROW.pack_into
+        self._whole = -1, no_points()
 
     def append(
         self,

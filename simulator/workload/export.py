@@ -15,17 +15,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.errors import InputError
 from simulator.workload.content import OUTPUT_ID_BASE
+from simulator.workload.merging import compile_runs
 from simulator.workload.trace import Trace
 
-__all__ = ["write_jsonl", "write_meta"]
+__all__ = ["as_written", "write_jsonl", "write_meta"]
+
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def write_jsonl(trace: Trace, path: str | Path) -> None:
     """Write *trace* to *path*, whole or not at all."""
     _write_lines(Path(path), (json.dumps(record, separators=(",", ":")) + "\n" for record in records(trace)))
+
+
+def as_written(trace: Trace) -> Trace:
+    """What reading the file of *trace* gives, without the file: times to the tenth of a microsecond from the
+    first arrival, sessions numbered as they come, content ids of prompts that nobody shares merged.
+    """
+    arrival, content = _rounded(trace.arrival_time), compile_runs(trace.content)
+    return trace.replace(
+        arrival_time=(arrival - np.nanmin(arrival)) / 1000,
+        delay=_rounded(trace.delay) / 1000,
+        session=_numbered(trace.session),
+        content_offsets=content.offsets,
+        content_ids=content.ids,
+        content_tokens=content.tokens,
+    ).in_arrival_order()
+
+
+def _rounded(seconds: Floats) -> Floats:
+    """ms as they are written; NaN stays."""
+    return np.array([round(t, 4) for t in (seconds * 1000).tolist()])
+
+
+def _numbered(codes: Ints) -> Ints:
+    """Codes from 0 in order of appearance; −1 stays."""
+    known = codes >= 0
+    _, first, inverse = np.unique(codes[known], return_index=True, return_inverse=True)
+    numbered = np.full(len(codes), -1, np.int64)
+    numbered[known] = np.argsort(np.argsort(first))[inverse]
+    return numbered
 
 
 def write_meta(trace: Trace, path: str | Path) -> None:

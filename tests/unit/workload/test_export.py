@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.workload import Lengths, Trace, common_prefix, generate_trace, read_trace
+from simulator.workload import Lengths, Trace, common_prefix, gamma_arrivals, generate_trace, read_trace
+from simulator.workload.export import as_written
 
 COLUMNS = ["input_length", "output_length", "max_tokens", "priority", "n", "session", "turn"]
 requests = st.lists(
@@ -38,6 +39,27 @@ def test_any_columns(tmp_path, rows: list[tuple]) -> None:
     )
     trace.to_jsonl(tmp_path / "t.jsonl")
     assert_same(trace, read_trace(tmp_path / "t.jsonl"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.floats(0.01, 1e4), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1000))
+def test_what_a_file_would_give_back_without_the_file(tmp_path, n, rate, turns, prefixes, seed) -> None:
+    trace = generate_trace(
+        n,
+        arrivals=lambda count, generator: gamma_arrivals(count, rate, 0.5, generator),
+        input_length=Lengths.parse("lognormal:mean=80,sigma=1"),
+        output_length=Lengths.parse("lognormal:mean=20,sigma=1"),
+        turns=Lengths.parse(f"uniform:low=1,high={turns}") if turns > 1 else None,
+        think_time=3.0,
+        num_prefixes=prefixes,
+        prefix_length=Lengths.parse("30") if prefixes else None,
+        seed=seed,
+    )
+    trace.to_jsonl(tmp_path / "t.jsonl")
+    there, here = read_trace(tmp_path / "t.jsonl"), as_written(trace)
+    times = ("arrival_time", "delay")
+    for name in (*times, *COLUMNS, "content_offsets", "content_ids", "content_tokens"):
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name), name)  # to the last bit
 
 
 def test_sessions_with_content(tmp_path) -> None:
