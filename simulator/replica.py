@@ -374,6 +374,8 @@ class Replica:
                 if first[i] != first[i]:
                     first[i] = now
                     records.cached_tokens[i] = request.cached_tokens
+                else:
+                    records.note(now, i, "SCHEDULED")
         for request, reason in batch.rejected:
             self._reject(request, reason, now)
         for request, reason in batch.failed:
@@ -388,7 +390,7 @@ class Replica:
         for request in batch.stalled:
             self._set_end(request, request.decode_end + 1)
         if batch.preempted:
-            self._mark_preempted(batch)
+            self._mark_preempted(batch, now)
 
     def _fail(self, request: Request, reason: str, now: float) -> None:
         """The policy gave up *request*, which may have had tokens; its other samples may go on."""
@@ -421,10 +423,11 @@ class Replica:
             return self._lagging[request]
         return self._fresh.get(request, self._last_decode)
 
-    def _mark_preempted(self, batch: Batch) -> None:
+    def _mark_preempted(self, batch: Batch, now: float) -> None:
         before = batch.iteration - (1 if batch.num_decodes else 0)
         for request in batch.preempted:
             self.records.num_preemptions[request.index] += 1
+            self.records.note(now, request.index, "PREEMPTED")
             self.records.status[request.index] = WAITING
             if self.scheduler.discards_in_flight:
                 request.decode_end = request.ticket = -1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import simpy
 
 from simulator.breakdown import time_breakdown
@@ -28,6 +29,7 @@ from simulator.results import (
     class_table,
     summarize,
 )
+from simulator.results.records import RequestEvent
 from simulator.scheduling.speculative import DraftCounts
 from simulator.validity import excursions
 from simulator.workload import Trace
@@ -56,6 +58,8 @@ class Result:
     """What became of the drafts, with speculation."""
     transfers: Mapping[str, int] = field(default_factory=dict)
     """What came from host memory: ``kv_blocks``, ``adapters``; empty where nothing can."""
+    events: Sequence[RequestEvent] = ()
+    """When requests were preempted and scheduled again."""
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -114,6 +118,7 @@ class Result:
             provenance=resolved.provenance,
             defaults=resolved.chosen,
             time_breakdown=time_breakdown(self),
+            events=self.events,
             warnings=[line for line in self.warnings if not line.startswith("Overload")],
         )
 
@@ -218,7 +223,8 @@ def simulate(
     transfers: Counter[str] = Counter()
     for replica in cluster.replicas:
         transfers.update(replica.scheduler.transfers())
-    return Result(trace, resolved, records, series, itl, summary, iterations, drafts, dict(transfers))
+    events = cluster.records.events
+    return Result(trace, resolved, records, series, itl, summary, iterations, drafts, dict(transfers), events)
 
 
 def _run(
@@ -241,7 +247,7 @@ def _report(env: simpy.Environment, cluster: Cluster, trace: Trace, progress: Ca
     span, total = max(trace.duration, 1.0) / PROGRESS_STEPS, len(trace)
     while True:
         yield env.timeout(span)
-        left = sum(1 for t in cluster.records.finish_time if t == t)
+        left = np.count_nonzero(~np.isnan(np.array(cluster.records.finish_time)))
         progress(left / total)
         if left >= total:
             return

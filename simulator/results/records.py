@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +127,13 @@ class Records:
         return pd.DataFrame({name: series(column) for name, column in self.to_columns().items()})
 
 
+RequestEvent: TypeAlias = tuple[float, int, str]
+"""(time in s, index of the request, ``SCHEDULED`` or ``PREEMPTED``)."""
+
+MAX_EVENTS = 100_000
+"""Preemptions and returns kept, the first of a run."""
+
+
 class RecordsBuilder:
     """Columns of *n* requests that a driver fills by item assignment: ``builder.first_token_time[i] = now``.
 
@@ -145,6 +152,13 @@ class RecordsBuilder:
         self.status = array("b", [NOT_INJECTED]) * n
         self.reason, self.replica = array("i", [NO_REASON]) * n, array("i", [-1]) * n
         self._reason_codes: dict[str, int] = {"": NO_REASON}
+        self.events: list[RequestEvent] = []
+        """When requests were preempted and scheduled again, in order."""
+
+    def note(self, time: float, i: int, event: str) -> None:
+        """Request *i* was ``PREEMPTED``, or ``SCHEDULED`` once more, at *time* (s)."""
+        if len(self.events) < MAX_EVENTS:
+            self.events.append((time, i, event))
 
     def leave(self, i: int, status: int, reason: str, time: float) -> None:
         """Request *i* leaves unfinished at *time* (s): rejected, failed, cancelled or lost, and why."""

@@ -26,9 +26,10 @@ import numpy as np
 
 from simulator.errors import ConfigurationError
 from simulator.results.columns import write_requests, write_series
+from simulator.results.records import RequestEvent
 from simulator.results.report import report_html
 from simulator.results.summary import Summary
-from simulator.results.timeline import RequestEvent, timeline
+from simulator.results.timeline import timeline
 
 RUN_FILES = (
     "config.yaml",

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from simulator.results.records import STATUS, Records
+from simulator.results.records import STATUS, Records, RequestEvent
 from simulator.results.series import StepSeries, head_rows
-
-RequestEvent: TypeAlias = tuple[float, int, str]
-"""(time in s, index of the request, ``SCHEDULED`` or ``PREEMPTED``)."""
 
 MAX_REQUESTS = 500
 MAX_COUNTER_POINTS = 2000
