@@ -15,9 +15,11 @@ import streamlit as st
 from simulator import Result
 from simulator.results.figures import PALETTE
 
-__all__ = ["cdf_figure", "draw", "stacked_figure"]
+__all__ = ["TEMPLATE", "cdf_figure", "draw", "stacked_figure"]
 
 CDF_POINTS = 300
+TEMPLATE = "none"
+"""What the theme will dress."""
 CONFIG = {"displaylogo": False, "plotlyServerURL": "", "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 
 

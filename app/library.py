@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from simulator.errors import ConfigurationError, SimError
 
-__all__ = ["bundled", "error_text", "path_of", "plain", "store", "title_of", "trace_path", "uploads"]
+__all__ = ["bundled", "error_text", "offer", "path_of", "plain", "store", "title_of", "trace_path", "uploads"]
 
 MAX_BYTES = 2**30
 LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1}
@@ -32,11 +32,17 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="sim-dashboard-", ignore_cleanup_errors=True)
 
 
-@cache
+_offered: dict[str, Path] = {}
+
+
+def offer(paths: Iterable[str]) -> None:
+    """Offer traces, as the server is started."""
+    _offered.update({f"file:{Path(path).name}": Path(path) for path in paths})
+
+
 def bundled() -> dict[str, Path]:
     """Traces named when the server was started, by key."""
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    return {f"file:{path.name}": path for path in paths}
+    return _offered
 
 
 def store(kind: Kind, name: str, content: bytes) -> str:

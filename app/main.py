@@ -6,17 +6,17 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import streamlit as st
-
-from app import state
-from app.views import hardware, inside, size, systems, validation, whatif
-
 __all__ = ["main"]
 
 
 def main() -> None:
     """Draw the page that the address names."""
     _forget_folder()
+    import streamlit as st
+
+    from app import state
+    from app.views import hardware, inside, size, systems, validation, whatif
+
     st.set_page_config(page_title="servesim", page_icon=str(files("app") / "icon.svg"), layout="wide")
     st.html(files("app") / "style.css")
     state.restore()
@@ -37,5 +37,5 @@ def _forget_folder() -> None:
     sys.path[:] = [path for path in sys.path if path != here]
 
 
-if __name__ == "__main__":  # a search's worker processes import this script, too
+if __name__ == "__main__":  # other processes import this script, too; for them it is empty
     main()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import streamlit as st
 
 from app import library, work
+from app.processes import Tick
 from app.view import View
 from simulator import Result
 from simulator.errors import SimError
 
-__all__ = ["run"]
+__all__ = ["run", "waited"]
 
-LONG = 4_000
-"""Requests from which on a bar is worth its space."""
+Value = TypeVar("Value")
+
+WORTH_A_BAR_S = 0.4
+"""Seconds after which a bar is worth its space."""
 
 
 def run(view: View, name: str = "") -> Result | None:
@@ -20,18 +27,10 @@ def run(view: View, name: str = "") -> Result | None:
     the *name* of what was run."""
     place = st.empty()
     try:
-        trace = work.trace_of(view)
-        if len(trace) < LONG and not view.intervals:
-            return work.result_of(view)
-        with place.container():
-            bar = st.progress(0.0, text=f"Simulating {len(trace):,} requests …")
-            st.button(
-                "Stop", key=f"stop.{hash(view)}", on_click=_stop, args=(view,), icon=":material/stop_circle:"
-            )
         if st.session_state.get("stopped") == view:
             place.warning("Stopped. Change something to simulate again.")
             return None
-        result = work.result_of(view, lambda done: _tick(bar, done))
+        result = work.result_of(view, _Bar(place, view).draw)
     except SimError as error:
         text = library.error_text(error)
         place.error(f"{name}: {text}" if name else text, icon=":material/error:")
@@ -40,8 +39,38 @@ def run(view: View, name: str = "") -> Result | None:
     return result
 
 
-def _tick(bar: object, done: float) -> None:
-    bar.progress(min(done, 1.0), text=f"{100 * done:.0f} % of the requests have left")  # type: ignore[attr-defined]
+def waited(ask: Callable[[Tick], Value]) -> Value | None:
+    """What *ask* answers, with a bar meanwhile; None after an error, which is said."""
+    place = st.empty()
+    try:
+        answer = ask(_Bar(place).draw)
+    except SimError as error:
+        place.error(library.error_text(error), icon=":material/error:")
+        return None
+    place.empty()
+    return answer
+
+
+class _Bar:
+    """Drawn once the reader has waited for a moment; with a button where there is a *view* to stop."""
+
+    def __init__(self, place: Any, view: View | None = None) -> None:
+        self.place, self.view, self.begin = place, view, time.monotonic()
+        self.bar: Any = None
+
+    def draw(self, done: float) -> None:
+        if self.bar is None and time.monotonic() - self.begin > WORTH_A_BAR_S:
+            with self.place.container():
+                self.bar = st.progress(0.0)
+                if self.view is not None:
+                    key, view = f"stop.{hash(self.view)}", self.view
+                    st.button("Stop", key=key, on_click=_stop, args=(view,), icon=":material/stop_circle:")
+        if self.bar is not None:
+            self.bar.progress(done, text=_words(done))
+
+
+def _words(done: float) -> str:
+    return f"{100 * done:.0f} % done" if done else "Waiting for a free processor …"
 
 
 def _stop(view: View) -> None:

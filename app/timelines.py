@@ -13,10 +13,13 @@ from simulator import Result
 from simulator.breakdown import KV_FULL
 from simulator.results import FINISHED
 from simulator.results.figures import PALETTE
+from simulator.results.timeline import phases
 
-__all__ = ["around", "lives_figure", "slowest", "story"]
+__all__ = ["around", "lives_figure", "preemptions", "slowest", "story"]
 
 SHOWN = 50
+FULL_BATCH = 0.97
+BATCH_LIMITS = ("max_num_seqs", "max_batch_size", "max_running_requests", "n_parallel", "max_num_sequence")
 PHASES = (("queued", PALETTE[1]), ("prefill", PALETTE[0]), ("decode", PALETTE[2]))
 RANKED = {
     "end to end": "finish_time",
@@ -62,6 +65,7 @@ def lives_figure(result: Result, requests: Sequence[int], chosen: int) -> go.Fig
             row=1,
             col=1,
         )
+    _preempted(figure, result, requests)
     _levels(figure, result, float(marks[0][requests].min()), float(marks[3][requests].max()), chosen)
     figure.update_yaxes(autorange="reversed", type="category", row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=2, col=1)
@@ -74,6 +78,31 @@ def lives_figure(result: Result, requests: Sequence[int], chosen: int) -> go.Fig
         dragmode="zoom",
     )
     return figure
+
+
+def preemptions(result: Result, i: int) -> list[tuple[float, float]]:
+    """When request *i* was without its blocks: (begin, end) of each time, s."""
+    end = float(result.records.finish_time[i])
+    changes = [(time, name) for time, index, name in result.events if index == i]
+    spans = phases(result.records, i, end, changes)
+    return [(begin, stop) for name, begin, stop in spans if name == "PREEMPTED"]
+
+
+def _preempted(figure: go.Figure, result: Result, requests: Sequence[int]) -> None:
+    spans = [(i, begin, end) for i in requests for begin, end in preemptions(result, i)]
+    if spans:
+        figure.add_bar(
+            y=[result.trace.name(i) for i, _, _ in spans],
+            x=[end - begin for _, begin, end in spans],
+            base=[begin for _, begin, _ in spans],
+            orientation="h",
+            name="preempted",
+            marker={"color": PALETTE[5]},
+            customdata=[[i] for i, _, _ in spans],
+            hovertemplate="%{y}: preempted for %{x:.4g} s<extra></extra>",
+            row=1,
+            col=1,
+        )
 
 
 def _levels(figure: go.Figure, result: Result, begin: float, end: float, chosen: int) -> None:
@@ -115,7 +144,12 @@ def story(result: Result, i: int) -> list[str]:
             f"{tpot / usual:.1f} times the run's median of {_time(usual)}."
         )
     if r.num_preemptions[i]:
-        lines.append(f"It was preempted {int(r.num_preemptions[i])} times: its blocks were needed by others.")
+        spans = preemptions(result, i)
+        lost, times = (
+            sum(end - begin for begin, end in spans),
+            "once" if len(spans) == 1 else f"{len(spans)} times",
+        )
+        lines.append(f"It was **preempted {times}**, for {_time(lost)} in all: others needed its blocks.")
     return lines
 
 
@@ -129,8 +163,22 @@ def _why(result: Result, i: int, queued: float) -> str:
     if not inside.any():
         return ""
     usage = float(points["kv_blocks_used"][inside].mean()) / max(series.num_gpu_blocks, 1)
-    reason = "for KV memory" if usage > KV_FULL else "for its turn"
-    return f", mostly {reason}: the KV cache was {100 * usage:.0f} % full meanwhile"
+    if usage > KV_FULL:
+        return f", mostly for KV memory: the cache was {100 * usage:.0f} % full meanwhile"
+    running, most = float(points["num_running"][inside].mean()), _most_running(result)
+    if most and running > FULL_BATCH * most:
+        return f", mostly for a place in the batch: {running:,.0f} of at most {most:,} requests were in it"
+    ahead = (r.arrival_time < begin) & (r.replica == r.replica[i]) & (r.first_token_time > begin)
+    tokens = int(r.input_length[ahead].sum())
+    before = f"{int(ahead.sum())} earlier requests with {tokens:,} prompt tokens were not done with theirs"
+    reason = before if tokens else "a step was under way"
+    return f", mostly for its turn: {reason}; the KV cache was {100 * usage:.0f} % full"
+
+
+def _most_running(result: Result) -> int:
+    """The system's limit of requests in the batch, whatever it calls it; 0 where it has none."""
+    limits = result.resolved.limits
+    return int(next((limits[name] for name in BATCH_LIMITS if limits.get(name)), 0))
 
 
 def _cached(tokens: int) -> str:

@@ -21,6 +21,17 @@ __all__ = ["CapacityError", "ConfigurationError", "InputError", "SimError", "Unk
 class SimError(Exception):
     """Base of every error that is the input's fault and not the program's."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """An error travels between processes with its text, not by being made again."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[SimError], args: tuple[object, ...], state: dict[str, object]) -> SimError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class InputError(SimError):
     """A record of a file cannot be used.

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import charts, running, sidebar, timelines
+from app import blockmap, charts, running, sidebar, timelines, work
+from app.occupancy import MOST_REQUESTS, Occupancy
+from app.view import View
 from simulator import Result
 from simulator.results.timeline import timeline
 
@@ -44,7 +46,7 @@ def page() -> None:
     figure = timelines.lives_figure(result, list(timelines.around(result, chosen)), chosen)
     event = charts.draw(figure, "lives", on_select="rerun", selection_mode="points")
     _follow(event, chosen)
-    _memory(result)
+    _memory(view, result, chosen)
     _take_along(result)
 
 
@@ -68,13 +70,51 @@ def _follow(event: Any, chosen: int) -> None:
         st.rerun()
 
 
-def _memory(result: Result) -> None:
-    st.markdown("**KV cache**: what of it held no token, on average over the run")
+def _memory(view: View, result: Result, chosen: int) -> None:
+    st.markdown(
+        "**KV cache**: which blocks are whose at one moment, who shares them, and what of them holds no token"
+    )
+    r, replica = result.records, max(int(result.records.replica[chosen]), 0)
+    begin, end = float(r.first_scheduled_time[chosen]), float(r.finish_time[chosen])
+    share = st.slider(
+        "Moment of the request's life (%)", 0, 100, 50, 5, help="From first scheduled to last token."
+    )
+    moment = begin + max(share / 100 * (end - begin), 1e-6)
+    before = int((r.arrival_time <= moment).sum())
+    if before > MOST_REQUESTS:
+        st.caption(
+            f"The run is repeated up to the moment with numbered blocks, for at most {MOST_REQUESTS:,} arrivals; "
+            f"here it would be {before:,}. Choose an earlier request, or shorter traffic."
+        )
+        seen = None
+    else:
+        seen = running.waited(lambda tick: work.occupancy_of(view, moment, replica, tick))
+    if seen is not None:
+        _blocks(seen, result.trace.name(chosen))
+    capacity = result.resolved.num_gpu_blocks * result.resolved.budget.block_size
     rows = [
-        {"kind": kind, "meaning": words, "share of the cache (%)": _percent(result, kind)}
+        {
+            "kind": kind,
+            "meaning": words,
+            "now (tokens)": None if seen is None else round(seen.waste[kind]),
+            "now (% of the cache)": None if seen is None else round(100 * seen.waste[kind] / capacity, 3),
+            "run's average (% of the cache)": _percent(result, kind),
+        }
         for kind, words in WASTE.items()
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
+
+
+def _blocks(seen: Occupancy, chosen: str) -> None:
+    st.caption(
+        f"At {seen.time:,.2f} s: {seen.used:,} of {seen.num_blocks:,} blocks of {seen.block_size} tokens are held, "
+        f"{seen.cached:,} free ones can still be matched. Hover to see whose a block is."
+    )
+    if seen.tables is None:
+        st.caption("This system's memory is not made of numbered blocks: only its totals are known.")
+        return
+    charts.draw(blockmap.figure(seen, chosen), "blocks")
+    st.dataframe(blockmap.table(seen, chosen), hide_index=True, height=220)
 
 
 def _percent(result: Result, kind: str) -> float | None:

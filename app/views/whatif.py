@@ -41,11 +41,11 @@ def _tabs(view: View, result: Result) -> None:
             "Share of requests (for ITL: of all gaps between tokens) within a time; dotted: the objective."
         )
         with latency:
-            charts.draw(latency_figure(result.summary), "latency")
+            charts.draw(latency_figure(result.summary, charts.TEMPLATE), "latency")
     if over_time.open:
         over_time.caption("Averages over equal intervals of the run.")
         with over_time:
-            charts.draw(timeline_figure(result.summary), "over_time")
+            charts.draw(timeline_figure(result.summary, charts.TEMPLATE), "over_time")
     if where.open:
         with where:
             _where(view, result)
@@ -105,7 +105,7 @@ def _where(view: View, result: Result) -> None:
     seconds = work.breakdown_of(view)
     if seconds:
         st.caption("The GPU's iterations by operator family, estimated from a sample of the run's steps.")
-        charts.draw(breakdown_figure(seconds), "breakdown")
+        charts.draw(breakdown_figure(seconds, charts.TEMPLATE), "breakdown")
 
 
 def _rests(result: Result) -> None:

@@ -33,7 +33,6 @@ def dashboard(
     """Explore what the command line can do, live, in a browser."""
     import os
     import sys
-    from importlib.resources import files
 
     _check_streamlit()
     _check_port(host, port)
@@ -51,9 +50,8 @@ def dashboard(
         **THEME,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    script = str(files("app") / "main.py")
     # -P: a folder called app where the reader stands must not stand in for ours.
-    command = [sys.executable, "-P", "-m", "streamlit", "run", script, *flags, "--"]
+    command = [sys.executable, "-P", "-m", "app", *flags, "--"]
     os.execv(sys.executable, [*command, *(str(trace.absolute()) for trace in traces or ())])
 
 

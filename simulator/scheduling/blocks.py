@@ -145,6 +145,10 @@ class BlockManager:
         """Fraction of the blocks that requests hold."""
         return 1.0 - self.num_free / self.num_blocks
 
+    def cached_ids(self) -> list[int]:
+        """Numbers of the free blocks that are still matchable, where blocks have numbers."""
+        return [block for span in self._lru if span.node is not None for block in span.ids or ()]
+
     def take(self, n: int) -> list[int] | None:
         """Take *n* free blocks from the front of the queue, evicting what they held; ids where tracked."""
         free = self.num_free

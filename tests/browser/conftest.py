@@ -1,7 +1,8 @@
-"""One dashboard, started as a user starts it, and one Chromium for all tests of this folder."""
+"""One dashboard, started from an installed wheel as a user starts it, and one Chromium for all tests here."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -10,13 +11,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-SIM = Path(sys.executable).with_name("sim")
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -24,9 +24,51 @@ QUIET = (
 INSTALL = "apt-get update && apt-get install --yes --no-install-recommends chromium"
 
 
+PATIENCE_MS = 60_000
+"""How long anything may take on a machine that is busy with other things."""
+
+
+class Installation:
+    """The wheel of this tree, installed into a folder of its own; this tree itself is out of reach."""
+
+    def __init__(self, folder: Path) -> None:
+        build = [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(folder),
+            str(ROOT),
+        ]
+        subprocess.run(build, check=True, capture_output=True)
+        (wheel,) = folder.glob("*.whl")
+        self.packages = folder / "packages"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(self.packages)]
+        subprocess.run([*pip, str(wheel)], check=True)
+        self.env = {**os.environ, "PYTHONPATH": str(self.packages)}
+
+    def command(self, *words: object) -> list[str]:
+        """``sim`` with these words."""
+        return [sys.executable, str(self.packages / "bin" / "sim"), *map(str, words)]
+
+    def run(self, folder: Path, *words: object) -> str:
+        """What ``sim`` prints in *folder*."""
+        done = subprocess.run(
+            self.command(*words), cwd=folder, env=self.env, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+
 @pytest.fixture(scope="session")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running dashboard, started where a folder called app lies in wait."""
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Iterator[Server]:
+    """A running dashboard, started where a folder called app lies in wait."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "app").mkdir()
     (folder / "app" / "__init__.py").write_text("raise ImportError('the wrong app')\n")
@@ -34,22 +76,23 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = (folder / "log").open("wb")
-    command = [
-        SIM,
-        "dashboard",
-        "--no-browser",
-        "--port",
-        str(port),
-        ROOT / "examples" / "sessions-500.jsonl",
-    ]
-    server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    trace = ROOT / "examples" / "sessions-500.jsonl"
+    command = installation.command("dashboard", "--no-browser", "--port", port, trace)
+    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=installation.env)
     try:
-        _wait(f"http://127.0.0.1:{port}/_stcore/health", server, folder / "log")
-        yield f"http://127.0.0.1:{port}"
+        _wait(f"http://127.0.0.1:{port}/_stcore/health", process, folder / "log")
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
     finally:
-        server.terminate()
-        server.wait(20)
+        process.terminate()
+        process.wait(20)
         log.close()
+
+
+class Server(NamedTuple):
+    """A running dashboard."""
+
+    address: str
+    pid: int
 
 
 def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -80,8 +123,15 @@ def browser() -> Iterator[Browser]:
 def window(browser: Browser) -> Iterator[BrowserContext]:
     """Tabs share it, and with it what the browser has cached; to the dashboard each tab is another reader."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
     yield context
     context.close()
+
+
+def press(button: Locator) -> None:
+    """Click without waiting for two frames alike, which a busy machine may take a minute to paint."""
+    button.wait_for()
+    button.evaluate("button => button.click()")
 
 
 class Visitor:
@@ -103,14 +153,14 @@ class Visitor:
     def open(self, path: str = "") -> Page:
         """Go to a page and wait until it is drawn."""
         self.page.goto(f"{self.address}/{path}")
-        self.page.locator("[data-testid=stMain] h3").first.wait_for(timeout=30_000)
+        self.page.locator("[data-testid=stMain] h3").first.wait_for()
         return self.settle()
 
     def settle(self) -> Page:
         """Wait until the script behind the page has run."""
         self.page.wait_for_timeout(250)
         idle = "[data-testid=stApp][data-test-script-state=notRunning]"
-        self.page.locator(idle).wait_for(state="attached", timeout=30_000)
+        self.page.locator(idle).wait_for(state="attached")
         return self.page
 
     def tile(self, label: str) -> str:
@@ -120,7 +170,7 @@ class Visitor:
 
     def tiles(self) -> list[str]:
         """The numbers on all tiles."""
-        self.page.get_by_test_id("stMetricValue").first.wait_for(timeout=20_000)
+        self.page.get_by_test_id("stMetricValue").first.wait_for()
         return [text.strip() for text in self.page.get_by_test_id("stMetricValue").all_inner_texts()]
 
     def check(self) -> None:
@@ -140,12 +190,12 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(window: BrowserContext, dashboard: str) -> Iterator[Any]:
+def visit(window: BrowserContext, server: Server) -> Iterator[Any]:
     """Makes visitors; whatever they met is checked at the end."""
     visitors: list[Visitor] = []
 
     def arrive() -> Visitor:
-        visitors.append(Visitor(window, dashboard))
+        visitors.append(Visitor(window, server.address))
         return visitors[-1]
 
     yield arrive

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
+from pathlib import Path
 
 import pytest
 
+from app import work
+from app.view import View
 from simulator import Deployment, read_trace, simulate
 from simulator.results.tiles import scaled_time
 
-from .conftest import SIM
+from .conftest import PATIENCE_MS, press
 
 pytestmark = pytest.mark.xdist_group("browser")
 SMALL = "num_prompts=200"
@@ -34,7 +36,7 @@ def test_every_page_loads(visit, path):
     visitor = visit()
     page = visitor.open(f"{path}?{SMALL}" if path else f"?{SMALL}")
     assert PAGES[path] in page.locator("h3").all_inner_texts()[-1]
-    page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=20_000)
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
     visitor.picture(path or "what-if")
 
 
@@ -44,7 +46,7 @@ def test_a_slower_gpu_shows_in_the_right_numbers_and_the_keyboard_moves_a_slider
     before = {name: visitor.tile(name) for name in ("TPOT, median", "KV usage, peak", "Prefix cache hits")}
     page.get_by_role("combobox", name="GPU", exact=True).fill("l40s")
     page.keyboard.press("Enter")
-    page.locator("h3", has_text="l40s-48gb").wait_for(timeout=20_000)
+    page.locator("h3", has_text="l40s-48gb").wait_for()
     visitor.settle()
     after = {name: float(visitor.tile(name).split()[0]) for name in before}
     assert after["TPOT, median"] > 2 * float(before["TPOT, median"].split()[0])  # a quarter of the bandwidth
@@ -53,7 +55,7 @@ def test_a_slower_gpu_shows_in_the_right_numbers_and_the_keyboard_moves_a_slider
     assert "gpu=l40s-48gb" in page.url
     page.get_by_role("slider", name="Requests per second").focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_url("**request_rate=5.6*", timeout=20_000)
+    page.wait_for_url("**request_rate=5.6*")
 
 
 def test_intervals_stand_under_the_numbers(visit):
@@ -64,7 +66,7 @@ def test_intervals_stand_under_the_numbers(visit):
     assert low < float(visitor.tile("TPOT, median").split()[0]) < high
 
 
-def test_the_copied_command_and_python_say_the_same(visit, tmp_path):
+def test_the_copied_command_and_python_say_the_same(visit, installation, tmp_path):
     visitor = visit()
     page = visitor.open("?num_prompts=300&burstiness=0.5&gpu=a100-sxm-80gb&max_num_seqs=64&num_prefixes=3")
     commands = page.get_by_test_id("stCode").first.inner_text().strip().splitlines()
@@ -72,8 +74,7 @@ def test_the_copied_command_and_python_say_the_same(visit, tmp_path):
     for command in commands:
         words = shlex.split(command)
         assert words[0] == "sim"
-        done = subprocess.run([SIM, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=True)
-        printed = done.stdout
+        printed = installation.run(tmp_path, *words[1:])
     table = {k.strip(): float(v) for k, v in re.findall(r"^(.*?): +([\d.]+) *$", printed, re.M)}
     assert visitor.tile("TTFT, median") == " ".join(scaled_time(table["Median TTFT (ms)"]))
     assert visitor.tile("TPOT, median") == " ".join(scaled_time(table["Median TPOT (ms)"]))
@@ -89,11 +90,11 @@ def test_the_copied_command_and_python_say_the_same(visit, tmp_path):
 def test_a_shared_link_restores_the_view_and_the_pins(visit):
     first, second = visit(), visit()
     page = first.open(f"?{SMALL}&tensor_parallel_size=2")
-    page.get_by_role("button", name="Pin").click()
+    press(page.get_by_role("button", name="Pin"))
     first.settle()
     page.get_by_role("spinbutton", name="Prompt length, mean (tokens)").fill("2000")
     page.keyboard.press("Enter")
-    page.wait_for_url("**input_mean=2000*", timeout=20_000)
+    page.wait_for_url("**input_mean=2000*")
     first.settle()
     other = second.open(page.url.split("/", 3)[3])
     assert second.tiles() == first.tiles()
@@ -111,7 +112,7 @@ def test_what_is_wrong_is_said_in_words(visit):
     assert visitor.tiles()
     page.get_by_role("spinbutton", name="GPUs per layer").fill("3")
     page.keyboard.press("Enter")
-    page.get_by_text("must divide the 32 attention heads").wait_for(timeout=20_000)
+    page.get_by_text("must divide the 32 attention heads").wait_for()
 
 
 def test_uploads_good_broken_and_too_large(visit, tmp_path):
@@ -122,21 +123,21 @@ def test_uploads_good_broken_and_too_large(visit, tmp_path):
         out.truncate(200 * 10**6)
     visitor = visit()
     page = visitor.open(f"?{SMALL}")
-    page.get_by_text("Upload a trace", exact=True).click()
+    press(page.get_by_text("Upload a trace", exact=True))
     field = page.get_by_test_id("stFileUploaderDropzoneInput").first
 
     field.set_input_files(huge)
-    page.get_by_text("must be 100.0MB or smaller").wait_for(timeout=20_000)
+    page.get_by_text("must be 100.0MB or smaller").wait_for()
     assert visitor.tiles()
 
     field.set_input_files(good)
-    page.get_by_text("sim run mine.csv").first.wait_for(timeout=20_000)
+    page.get_by_text("sim run mine.csv").first.wait_for()
     page.get_by_text("3 requests,").first.wait_for()
     assert re.search(r"source=trace%3A[0-9a-f]{16}%3Amine.csv", page.url)
 
     field.set_input_files(broken)
     message = page.get_by_test_id("stAlert").filter(has_text="broken.csv:3: ")
-    message.wait_for(timeout=20_000)
+    message.wait_for()
     assert "'many'" in message.inner_text()
     assert "/tmp" not in message.inner_text()
 
@@ -160,28 +161,49 @@ def test_a_dark_tablet_needs_no_scrolling_sideways(visit):
 def test_the_scheduler_is_watched_step_by_step(visit):
     visitor = visit()
     page = visitor.open(f"systems?{SMALL}")
-    page.get_by_role("tab", name="Step by step").click()
+    press(page.get_by_role("tab", name="Step by step"))
     visitor.settle()
     page.get_by_text("R0 starts: 300 tokens of its prompt.").first.wait_for()
     slider = page.get_by_role("slider", name="Iteration").last
     slider.focus()
     slider.press("ArrowRight")
-    page.get_by_text("R0 decodes one token").first.wait_for(timeout=20_000)
+    page.get_by_text("R0 decodes one token").first.wait_for()
     visitor.picture("step-by-step")
 
 
 def test_sizing_can_be_stopped_and_finds_the_cheapest(visit):
     visitor = visit()
     page = visitor.open("size?num_prompts=100")
-    page.get_by_role("button", name="Find the cheapest").click()
-    page.get_by_role("button", name="Stop", exact=True).click(timeout=20_000)
-    page.get_by_text("Stopped.").wait_for(timeout=30_000)
+    press(page.get_by_role("button", name="Find the cheapest"))
+    press(page.get_by_role("button", name="Stop", exact=True))
+    page.get_by_text("Stopped.").wait_for()
     for name, surplus in (("GPUs", 2), ("GPUs per layer (TP)", 1)):
         page.get_by_role("combobox", name=name, exact=True).focus()
         for _ in range(surplus):
             page.keyboard.press("Backspace")
         page.keyboard.press("Escape")
-    page.get_by_role("button", name="Find the cheapest").click()
-    page.get_by_text("Run 1 replica of 1 x h100-sxm-80gb").wait_for(timeout=40_000)
+    press(page.get_by_role("button", name="Find the cheapest"))
+    page.get_by_text("Run 1 replica of 1 x h100-sxm-80gb").wait_for(timeout=4 * PATIENCE_MS)
     page.get_by_text("tpot:p99:100: ").wait_for()
     visitor.picture("size")
+
+
+def test_ten_readers_at_once_each_see_their_own_and_memory_is_bounded(visit, server):
+    readers = [visit() for _ in range(10)]
+    for seed, reader in enumerate(readers):
+        reader.page.goto(f"{server.address}/?num_prompts=300&seed={seed}", wait_until="commit")
+    for seed, reader in enumerate(readers):
+        result = work.result_of(View.of({"num_prompts": 300, "seed": seed}))
+        reader.page.get_by_text("Take it along").wait_for()
+        shown = f"{result.summary['completed']:,} finished in {result.summary['duration']:,.0f} s"
+        reader.page.get_by_text(shown).wait_for()
+        assert reader.tile("TTFT, median") == " ".join(scaled_time(result.summary["median_ttft_ms"]))
+    assert memory_of(server.pid) < 2**30
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a process and its children hold, pages they share counted once per process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+    return own + sum(memory_of(int(child)) for child in children)
