@@ -27,6 +27,7 @@ FAMILIES = {
     "collective": "communication",
     "elementwise": "element-wise kernels",
     "sampling": "sampling",
+    "lora": "LoRA adapters",
     "kv_write": "KV write",
     "drafting": "drafting",
     "layer_overhead": "gaps between kernels",
@@ -65,7 +66,12 @@ def _step(result: Result, points: dict[str, np.ndarray], i: int) -> dict[str, fl
     if not decodes and not prefill:
         return {}
     block = result.resolved.budget.block_size
-    context = max(decodes, round(points["kv_blocks_used"][i] * block) - prefill)
+    held = points["kv_blocks_used"][i] * block
+    if (
+        result.resolved.deployment.kv_cache is False
+    ):  # nothing is held, contexts are as long as they are on average
+        held = decodes * float((result.trace.input_length + result.trace.output_length / 2).mean())
+    context = max(decodes, round(held) - prefill)
     prefills = [(prefill, 0)] if prefill else []
     steps = result.resolved.steptime.breakdown(decodes, context, prefills)
     named: dict[str, float] = {}

@@ -201,7 +201,8 @@ class Deployment(Techniques):
         if self.dtype is None:
             chosen.append(f"dtype: {weights} (as published)")
         _check_multiplies(profile, weights)
-        return Precision(weights, kv, native.moe if self.dtype is None else None, native.head)
+        head = weights if dtype(weights).streamed else native.head  # a llama.cpp file quantises all of it
+        return Precision(weights, kv, native.moe if self.dtype is None else None, head)
 
     def _limits(
         self,

@@ -28,8 +28,21 @@ VALUES = (
     "gpu_memory_utilization",
     "scheduling_policy",
     "long_prefill_token_threshold",
+    "max_loras",
+    "max_lora_rank",
+    "kv_offloading_size",
+    "decode_context_parallel_size",
+    "prefill_context_parallel_size",
 )
-SWITCHES = ("enable_prefix_caching", "enable_chunked_prefill", "async_scheduling")
+SWITCHES = (
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "async_scheduling",
+    "enforce_eager",
+    "enable_lora",
+)
+WHAT_IF = ("flash_attention", "kernel_fusion", "kv_cache", "attention")
+"""Switches that no server has: they ask what an engine without a technique would do."""
 QUANTISED = {"fp8": "fp8", "fp8_wo": "fp8"}
 """Weights that vLLM quantises while it loads them (``--quantization``); others need a checkpoint of their own."""
 PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -46,6 +59,11 @@ def vllm_arguments(deployment: Deployment, model_id: str | None = None) -> list[
             f"system {deployment.system}: only vllm can be exported as `vllm serve` arguments"
         )
     stated = deployment.model_dump(exclude_unset=True)
+    for name in WHAT_IF:
+        if stated.get(name) not in (None, True):
+            raise ConfigurationError(
+                f"{name} {str(stated[name]).lower()}: a what-if, vLLM has no flag for it"
+            )
     if "num_gpu_blocks" in stated:
         stated["options"] = {**stated.get("options", {}), "num_gpu_blocks_override": stated["num_gpu_blocks"]}
     arguments = ["vllm", "serve", model_id or deployment.model]

@@ -75,6 +75,8 @@ def laws_used(steptime: StepTime) -> list[Law]:
         return []
     cache = steptime.precision.cache.name
     keys = [("decode_attention", cache, ""), ("prefill_attention", cache, "")]
+    if steptime.parallelism.context_ranks > 1:
+        keys += [("all_gather", "bf16", "nccl"), ("reduce_scatter", "bf16", "nccl")]
     for operator in steptime.operators:
         match operator.kind:
             case "gemm" | "moe":

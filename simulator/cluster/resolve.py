@@ -105,8 +105,9 @@ def _kv_bytes_per_token(resolved: Resolved) -> float:
     The KV of a draft goes with it.
     """
     tp, plan = resolved.parallelism.tp, resolved.speculation
+    own = resolved.model.kv_bytes_per_token(resolved.precision.kv, tp) / resolved.parallelism.dcp
     draft = 0.0 if plan is None else plan.memory[1]
-    return (resolved.model.kv_bytes_per_token(resolved.precision.kv, tp) + draft) * tp
+    return (own + draft) * tp
 
 
 def _check_roles(cluster: ClusterSpec) -> None:

@@ -23,8 +23,8 @@ class DType:
     """A storage format.
 
     *bits* per weight with its scales; *law* names the GEMM law that multiplies it (``_wo`` is
-    weight-only: weights are dequantised and multiplied in 16 bits). *streamed*: no law is fitted to this many bits,
-    time lies between those of int4 and int8 in proportion. *split*: the product is done in two parts, columns of
+    weight-only: weights are dequantised and multiplied in 16 bits). *streamed*: no law is fitted to it, a product
+    takes what reading so many bits does, and its rows in 16 bits. *split*: the product is done in two parts, columns of
     outliers in 16 bits, the others in int8 (LLM.int8(), arXiv 2208.07339).
     """
 

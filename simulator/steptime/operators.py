@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from simulator.models import LayerSpec, ModelSpec, Precision
 from simulator.models.dtypes import DType, dtype
 from simulator.models.layers import Gemm
@@ -30,6 +28,11 @@ Kind = Literal[
 
 
 BF16 = dtype("bf16")
+WIDE = 4096.0
+"""Rows of a product that is bound by FLOPs."""
+DEQUANTISING = 1.25
+"""Products of many rows with K-quants over those in 16 bits: Q4_K_M prompts run at 0.74 to 0.95 of F16's rate on ten
+NVIDIA GPUs, 0.8 in the middle (llama.cpp, XiongjieDai/GPU-Benchmarks-on-LLM-Inference aa72e0ec)."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ class Operator:
                 return laws.collective(self.kind, m * self.width, self.gpus)
 
     def _streamed(self, laws: Laws, m: Number) -> Number:
-        """Dequantising kernels differ in the bytes they read: between int4 and int8, or beyond, by bits."""
-        four, eight = (laws.gemm(m, self.n, self.k, law) for law in ("int4_wo", "int8_wo"))
-        floor = self.bits / 8 * self.n * self.k / laws.bandwidth
-        return np.maximum(four + (self.bits - 4) / 4 * (eight - four), floor)
+        """Reading the bits, as the 16-bit product of one row with a weight of that size does, and for every further
+        row a row's share of a wide 16-bit product, times what dequantising adds.
+        """
+        row = laws.gemm(1.0, self.bits / 16 * self.n, self.k, "fp16")
+        wide = laws.gemm(WIDE, self.n, self.k, "fp16") / WIDE
+        return row + DEQUANTISING * (m - 1.0) * wide
 
     def work(self, m: float, weight_bytes: float) -> tuple[float, float]:
         """(FLOPs, bytes of memory) of all executions; *weight_bytes* per stored weight, scales included."""
@@ -161,9 +166,10 @@ def _routed(layer: LayerSpec, h: int, precision: Precision, parallel: Parallelis
 
 def _head(model: ModelSpec, precision: Precision, tp: int) -> Iterator[Operator]:
     h, vocab = model.hidden_size, model.vocab_size
-    share, law = -(-vocab // tp), precision.lm_head.law
+    share, form = -(-vocab // tp), precision.lm_head
+    bits = form.bits if form.streamed else 0.0
     yield Operator("final_norm", "elementwise", "elementwise", "rows", 1, width=4.0 * h)
-    yield Operator("lm_head", "lm_head", "gemm", "rows", 1, n=share, k=h, dtype=law)
+    yield Operator("lm_head", "lm_head", "gemm", "rows", 1, n=share, k=h, dtype=form.law, bits=bits)
     if tp > 1:
         yield Operator("logits_gather", "collective", "all_gather", "rows", 1, width=2.0 * vocab, gpus=tp)
     yield Operator("sampling", "sampling", "sampling", "rows", 1, width=vocab)

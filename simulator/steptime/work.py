@@ -74,7 +74,9 @@ def _operator(step: StepTime, operator: Operator, tokens: int, rows: int) -> Ope
     local = count if operator.axis == "all_tokens" else np.ceil(count / step.parallelism.dp)
     routed = operator.kind == "moe"
     stored = (step.precision.experts if routed else step.precision.linear).bytes
-    if operator.family == "lm_head" or operator.dtype == "bf16":
+    if operator.family == "lm_head":
+        stored = step.precision.lm_head.bytes
+    elif operator.dtype == "bf16":
         stored = 2.0
     flops, moved = operator.work(float(local), stored)
     seconds = float(operator.seconds(step.laws, np.array([float(local)]))[0])
