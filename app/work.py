@@ -242,4 +242,5 @@ def _report(view: View) -> str:
         defaults=run.defaults,
         warnings=run.warnings,
         time_breakdown=run.time_breakdown,
+        tables=run.tables,
     )

@@ -49,9 +49,8 @@ def plan(workers: int) -> None:
 
 def exhaustive(workers: int) -> None:
     space = SearchSpace(MODEL, ("h100", "h200", "mi300x"), max_num_seqs=(None,))
-    search = Search(azure(), SLO, space)
     with local_executor(workers) as pool:
-        results = [search.run(pool, exhaustive=whole) for whole in (False, True)]
+        results = [Search(azure(), SLO, space, method=how).run(pool) for how in ("bound", "exhaustive")]
     for name, result in zip(("pruned", "exhaustive"), results):
         best = result.best
         cost, plans = f"${best.usd_per_hour:.2f}/h", len(result.ranking)

@@ -42,6 +42,9 @@ Floats = NDArray[np.float64]
 VALID_LOAD = 0.7
 """Share of the stability limit up to which the approximation is held against simulations."""
 QUANTILES = 12
+BATCHES = sorted({float(round(2 ** (k / 2))) for k in range(27)})
+"""1, 2, 3, 4, 6, 8, 11, 16 … 8192."""
+BISECTIONS = 4
 LINK_FAMILIES = ("all_reduce", "collective")
 
 
@@ -148,14 +151,45 @@ class SteadyState:
     def capacity_bound(self, tpot_s: float = math.inf) -> float:
         """Requests/s that no steady stream exceeds while a mean round lasts at most *tpot_s*; 0 where none is so
         short."""
-        best = 0.0
-        for batch in np.unique(np.rint(np.geomspace(1, self.max_batch, 48))):
-            best = max(best, self._rate(float(batch)))
-            if self._decode(float(batch)) / self._yield > tpot_s:
+        best = low = 0.0
+        for batch in self._batches:
+            if self._decode(batch) / self._yield > tpot_s:
                 return 0.0 if batch == 1 else best
-            if batch / (self._rate(float(batch)) * self._rounds * self._yield) > tpot_s:
+            rate = self._rate(batch)
+            best = max(best, rate)
+            if self._per_token(batch, rate) > tpot_s:
                 break
+            low = batch
+        else:
+            return best
+        for _ in range(BISECTIONS):  # the largest batch whose round is short enough
+            middle = (low + batch) / 2
+            rate = self._rate(middle)
+            low, batch = (middle, batch) if self._per_token(middle, rate) <= tpot_s else (low, middle)
+            best = max(best, rate) if low == middle else best
         return best
+
+    def prefill_limit(self) -> float:
+        """Requests/s whose prompts a replica computes if it does nothing else."""
+        most = max(int(self.token_budget // max(self.traffic.prompt, 1.0)), 1)
+        return max(1 / self._mean(self._alone), most / self._seconds(0, most * self.traffic.prompt))
+
+    def decode_limit(self, tpot_s: float = math.inf) -> float:
+        """Requests/s that a replica decodes if their prompts are computed elsewhere and a step lasts at most *tpot_s*;
+        0 where none is so short."""
+        tokens = max(self.traffic.output - 1, 1e-9)  # the first comes with the prompt
+        per_token = {batch: self._decode(batch) / self._yield for batch in self._batches}
+        return max((b / (tokens * s) for b, s in per_token.items() if s <= tpot_s), default=0.0)
+
+    def _per_token(self, batch: float, rate: float) -> float:
+        """Seconds for each token of a request, where *batch* of them complete at *rate*, 1/s."""
+        return batch / (rate * self._rounds * self._yield)
+
+    @cached_property
+    def _batches(self) -> list[float]:
+        """Batches to look at: the same for replicas that differ in their limits alone, up to the largest possible."""
+        known = [batch for batch in BATCHES if batch < self.max_batch]
+        return [*known, self.max_batch]
 
     def shortest_step(self) -> float:
         """Seconds of the shortest round, one request that decodes, for each token that it yields."""

@@ -7,11 +7,14 @@ taken from the KV blocks in use. The sum is scaled to the time the run really sp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.results import FINISHED
+from simulator.cluster import ClusterResult
+from simulator.deployment import Resolved
+from simulator.results import FINISHED, StepSeries
 
 if TYPE_CHECKING:
     from simulator.simulation import Result
@@ -39,10 +42,11 @@ KV_FULL = 0.8
 """KV usage from which a queue is put down to memory: the next prompt may need all the rest."""
 
 
-def time_breakdown(result: Result, samples: int = 300) -> dict[str, float]:
+def time_breakdown(result: Result | ClusterResult, samples: int = 300) -> dict[str, float]:
     """Seconds in iterations by `FAMILIES` name, all replicas together; empty for a run without iterations."""
     total: dict[str, float] = {}
-    for series in result.series:
+    length = float((result.trace.input_length + result.trace.output_length / 2).mean())
+    for series, resolved in _deployed(result):
         points = series.points()
         busy = np.flatnonzero(points["iterations"] > 0)
         if not len(busy):
@@ -50,7 +54,7 @@ def time_breakdown(result: Result, samples: int = 300) -> dict[str, float]:
         chosen = busy[np.linspace(0, len(busy) - 1, min(samples, len(busy))).astype(int)]
         parts: dict[str, float] = {}
         for i in chosen.tolist():
-            for name, seconds in _step(result, points, i).items():
+            for name, seconds in _step(resolved, length, points, i).items():
                 parts[name] = parts.get(name, 0.0) + seconds
         scale = float(points["duration_s"].sum()) / sum(parts.values())
         for name, seconds in parts.items():
@@ -58,22 +62,30 @@ def time_breakdown(result: Result, samples: int = 300) -> dict[str, float]:
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def _step(result: Result, points: dict[str, np.ndarray], i: int) -> dict[str, float]:
-    """The mean iteration of point *i*, by family, times its number of iterations."""
+def _deployed(result: Result | ClusterResult) -> Iterator[tuple[StepSeries, Resolved]]:
+    """What each replica did, with what was deployed on it."""
+    if not isinstance(result, ClusterResult):
+        for series in result.series:
+            yield series, result.resolved
+        return
+    pools = {pool.pool.name: pool.resolved for pool in result.pools}
+    for series in result.series:
+        yield series, pools[result.bills[series.replica].pool]
+
+
+def _step(resolved: Resolved, length: float, points: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """The mean iteration of point *i*, by family, times its number of iterations; *length*: a mean context, tokens."""
     iterations = points["iterations"][i]
     decodes = max(round(points["num_decodes"][i]), 0)
     prefill = round(points["prefill_tokens"][i] / iterations)
     if not decodes and not prefill:
         return {}
-    block = result.resolved.budget.block_size
-    held = points["kv_blocks_used"][i] * block
-    if (
-        result.resolved.deployment.kv_cache is False
-    ):  # nothing is held, contexts are as long as they are on average
-        held = decodes * float((result.trace.input_length + result.trace.output_length / 2).mean())
+    held = points["kv_blocks_used"][i] * resolved.budget.block_size
+    if resolved.deployment.kv_cache is False:  # nothing is held: contexts are as long as they are on average
+        held = decodes * length
     context = max(decodes, round(held) - prefill)
     prefills = [(prefill, 0)] if prefill else []
-    steps = result.resolved.steptime.breakdown(decodes, context, prefills)
+    steps = resolved.steptime.breakdown(decodes, context, prefills)
     named: dict[str, float] = {}
     for family, seconds in steps.items():
         name = FAMILIES.get(family, family.replace("_", " "))

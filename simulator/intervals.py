@@ -13,15 +13,17 @@ full cache, an overloaded queue) may be as skewed as it is. The value printed be
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster import ClusterResult, ClusterSpec, simulate_cluster
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
 from simulator.results import Intervals, Summary
@@ -54,17 +56,42 @@ class DrawnStep:
         return self.factor * durations
 
 
+@overload
 def simulate_with_intervals(
     trace: Trace,
     deployment: Deployment | Resolved,
+    n: int = ...,
+    *,
+    level: float = ...,
+    seed: int = ...,
+    **options: Any,
+) -> Result: ...
+
+
+@overload
+def simulate_with_intervals(
+    trace: Trace,
+    deployment: ClusterSpec,
+    n: int = ...,
+    *,
+    level: float = ...,
+    seed: int = ...,
+    **options: Any,
+) -> ClusterResult: ...
+
+
+def simulate_with_intervals(
+    trace: Trace,
+    deployment: Deployment | Resolved | ClusterSpec,
     n: int = 32,
     *,
     level: float = 0.9,
     seed: int = 0,
     **options: Any,
-) -> Result:
+) -> Result | ClusterResult:
     """`simulate`, with an interval on every metric of the summary from *n* further runs on drawn step times.
 
+    In a cluster, pools of the same GPU, model and system share their errors; others are drawn by themselves.
     Deterministic for a *seed*. *options* are those of `simulate`. Raises `ConfigurationError` for fewer than two
     draws or a *level* outside (0, 1).
     """
@@ -72,26 +99,65 @@ def simulate_with_intervals(
         raise ConfigurationError(f"intervals {n}: at least 2 draws are needed")
     if not 0 < level < 1:
         raise ConfigurationError(f"level {level}: must be between 0 and 1")
+    rng, options = np.random.default_rng(seed), {"seed": seed, **options}
+    if isinstance(deployment, ClusterSpec):
+        return _cluster_with_intervals(trace, deployment, n, level, rng, options)
     resolved = deployment if isinstance(deployment, Resolved) else deployment.resolve()
-    result = simulate(trace, resolved, seed=seed, **options)
-    batch = max(round(result.summary["mean_batch_size"] or 1), 1)
-    runs = _draws(trace, resolved, n, batch, np.random.default_rng(seed), {"seed": seed, **options})
-    summary = replace(result.summary, intervals=_intervals(result.summary, runs, level))
-    return replace(result, summary=summary)
+    result = simulate(trace, resolved, **options)
+    runs = [
+        _with_front_end(simulate(trace, replace(resolved, steptime=steps[0]), **options).summary, front)
+        for steps, front in _draws(trace, [resolved], n, _batch(result.summary), rng)
+    ]
+    return replace(result, summary=_with_intervals(result.summary, runs, level))
+
+
+def _cluster_with_intervals(
+    trace: Trace, spec: ClusterSpec, n: int, level: float, rng: np.random.Generator, options: dict[str, Any]
+) -> ClusterResult:
+    result = simulate_cluster(trace, spec, **options)
+    parts = {pool.pool.name: pool.resolved for pool in result.pools}
+    runs = [
+        _with_front_end(
+            simulate_cluster(trace, spec, steptimes=dict(zip(parts, steps)), **options).summary, front
+        )
+        for steps, front in _draws(trace, list(parts.values()), n, _batch(result.summary), rng)
+    ]
+    return replace(result, summary=_with_intervals(result.summary, runs, level))
+
+
+def _batch(summary: Summary) -> int:
+    return max(round(summary["mean_batch_size"] or 1), 1)
 
 
 def _draws(
-    trace: Trace, resolved: Resolved, n: int, batch: int, rng: np.random.Generator, options: dict[str, Any]
-) -> list[Summary]:
-    spread = resolved.steptime.traits.engine.spread_for(resolved.profile.name, resolved.model.name)
-    levels, fronts = stratified(n, rng), stratified(n, rng)
-    extra = math.sqrt(max(spread.ttft**2 - spread.step**2, 0.0))
-    runs = []
-    for z, front in zip(levels.tolist(), fronts.tolist(), strict=True):
-        step = _drawn_step(trace, resolved, batch, spread.step * z, rng)
-        drawn = replace(resolved, steptime=cast(StepTime, step))
-        runs.append(_with_front_end(simulate(trace, drawn, **options).summary, math.exp(extra * front)))
-    return runs
+    trace: Trace, parts: Sequence[Resolved], n: int, batch: int, rng: np.random.Generator
+) -> Iterator[tuple[list[StepTime], float]]:
+    """(step times of every part, factor on TTFT) of *n* draws. Parts of one `_kind` are wrong in the same way."""
+    kinds: dict[Any, list[int]] = {}
+    for i, part in enumerate(parts):
+        kinds.setdefault(_kind(part), []).append(i)
+    spreads = [_spread(part) for part in parts]
+    levels = {kind: stratified(n, rng).tolist() for kind in kinds}
+    fronts = stratified(n, rng).tolist()
+    extra = max(math.sqrt(max(spread.ttft**2 - spread.step**2, 0.0)) for spread in spreads)
+    for draw in range(n):
+        steps: dict[int, StepTime] = {}
+        for kind, members in kinds.items():
+            before = copy.deepcopy(rng)
+            for i in members:
+                laws = rng if i == members[0] else copy.deepcopy(before)
+                log_level = spreads[i].step * levels[kind][draw]
+                steps[i] = cast(StepTime, _drawn_step(trace, parts[i], batch, log_level, laws))
+        yield [steps[i] for i in range(len(parts))], math.exp(extra * fronts[draw])
+
+
+def _kind(part: Resolved) -> tuple[Any, ...]:
+    """What makes two deployments wrong in the same way."""
+    return part.profile.name, part.model.name, part.system.name, part.parallelism, part.precision
+
+
+def _spread(part: Resolved) -> Any:
+    return part.steptime.traits.engine.spread_for(part.profile.name, part.model.name)
 
 
 def _drawn_step(
@@ -125,8 +191,8 @@ def _with_front_end(summary: Summary, factor: float) -> Summary:
     return replace(summary, values=values)
 
 
-def _intervals(nominal: Summary, runs: Sequence[Summary], level: float) -> Intervals:
-    """Quantiles at (1 ± level)/2 of every number that all runs have."""
+def _with_intervals(nominal: Summary, runs: Sequence[Summary], level: float) -> Summary:
+    """*nominal* with quantiles at (1 ± level)/2 of every number that all runs have."""
     tails = ((1 - level) / 2, (1 + level) / 2)
     values: dict[str, tuple[float, float]] = {}
     for key in nominal.values:
@@ -135,4 +201,4 @@ def _intervals(nominal: Summary, runs: Sequence[Summary], level: float) -> Inter
         if len(numbers) == len(runs):
             low, high = np.quantile(numbers, tails, method="hazen")  # draw i is the quantile (i + 1/2)/n
             values[key] = (float(low), float(high))
-    return Intervals(level, len(runs), "model", values)
+    return replace(nominal, intervals=Intervals(level, len(runs), "model", values))

@@ -26,6 +26,7 @@ from simulator.results import (
     Run,
     StepSeries,
     Summary,
+    class_section,
     class_table,
     summarize,
 )
@@ -119,6 +120,7 @@ class Result:
             defaults=resolved.chosen,
             time_breakdown=time_breakdown(self),
             events=self.events,
+            tables=class_section(self.classes),
             warnings=[line for line in self.warnings if not line.startswith("Overload")],
         )
 

@@ -26,8 +26,6 @@ def cluster_spec(options: dict[str, Any], stated: list[str]) -> ClusterSpec:
         raise ConfigurationError(
             f"--{stated[0].replace('_', '-')}: a cluster file states its pools' deployments itself"
         )
-    if options["intervals"] is not None:
-        raise ConfigurationError("--intervals: not with --cluster")
     spec = ClusterSpec.load(options["cluster"])
     return spec if options["router"] is None else spec.model_copy(update={"router": options["router"]})
 

@@ -65,9 +65,38 @@ def size(
     max_num_batched_tokens: Annotated[
         str, typer.Option(help="Tokens per step; `default`: the system's.", rich_help_panel=SPACE)
     ] = "default,2048",
-    exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Prune nothing.", rich_help_panel=SPACE)
-    ] = False,
+    pipeline_parallel_sizes: Annotated[
+        str, typer.Option("--pp", help="Pipeline stages.", rich_help_panel=SPACE)
+    ] = "1",
+    chunked_prefill: Annotated[
+        str, typer.Option(help="Of `default`, on and off.", rich_help_panel=SPACE)
+    ] = "default",
+    pools: Annotated[
+        str,
+        typer.Option(
+            help="Prefill and decode replicas apart, such as 1:1,1:2,2:1; `together`: replicas do both.",
+            rich_help_panel=SPACE,
+        ),
+    ] = "together",
+    kv_bandwidth: Annotated[
+        float | None,
+        typer.Option(help="GB/s from a prefill replica to the decode replicas; 25.", rich_help_panel=SPACE),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE,VALUE of any other option of a deployment (options.NAME: the system's); repeatable.",
+            rich_help_panel=SPACE,
+        ),
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="bound: prune by the analytic bound; exhaustive; optuna: draws; auto: optuna in large spaces.",
+            rich_help_panel=SPACE,
+        ),
+    ] = "auto",
+    trials: Annotated[int, typer.Option(help="Draws of optuna.", rich_help_panel=SPACE)] = 200,
     over_time: Annotated[
         bool,
         typer.Option("--over-time", help="Size the best plan for every interval.", rich_help_panel=ANSWER),
@@ -88,10 +117,10 @@ def size(
 ) -> None:
     """Find the cheapest deployment that serves TRACE within the SLO."""
     options = dict(locals())
+    from simulator.cli.size_space import search_space
     from simulator.sizing import (
         Prices,
         Search,
-        SearchSpace,
         check_directory,
         local_executor,
         parse_slo,
@@ -101,15 +130,7 @@ def size(
 
     base = _base(options)
     target = parse_slo(slo or [], base.model)
-    space = SearchSpace(
-        base,
-        _names(gpus),
-        _names(systems),
-        tuple(_integer("tp", text) or 1 for text in _names(tensor_parallel_sizes)),
-        tuple(None if text == "published" else text for text in _names(dtypes)),
-        tuple(_integer("max-num-seqs", text) for text in _names(max_num_seqs)),
-        tuple(_integer("max-num-batched-tokens", text) for text in _names(max_num_batched_tokens)),
-    )
+    space = search_space(base, options)
     requests = _trace(options)
     quotes = Prices.load(prices)
     if out is not None:
@@ -128,10 +149,20 @@ def size(
             write_sizing(out, found)
         typer.echo(json.dumps(found, indent=2)) if as_json else print_over_time(found)
         return
-    search = Search(requests, target, space, quotes, limit, confirm_runs, confidence, seed=seed)
+    asked = Search(
+        requests,
+        target,
+        space,
+        quotes,
+        limit,
+        confirm_runs,
+        confidence,
+        seed=seed,
+        method=search,
+        trials=trials,
+    )
     with local_executor(workers) as pool:
-        result = search.run(pool, exhaustive=exhaustive, progress=_say(as_json))
-        found = evidence(result, pool)
+        found = evidence(asked.run(pool, progress=_say(as_json)), pool)
     if out is not None:
         write_sizing(out, found)
     typer.echo(json.dumps(found, indent=2)) if as_json else _print(found)
@@ -164,20 +195,6 @@ def _trace(options: dict[str, Any]) -> Trace:
         spread="uniform",
         seed=options["seed"],
     )
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integer(option: str, text: str) -> int | None:
-    from simulator.errors import ConfigurationError
-
-    if text == "default":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigurationError(f"--{option} {text!r}: must be whole numbers from 1, separated by commas")
-    return int(text)
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.cluster.pool import Member
+from simulator.results.report import Table
 
-__all__ = ["ReplicaBill", "bills", "gpus_over_time", "total_usd"]
+__all__ = ["ReplicaBill", "bill_section", "bills", "gpus_over_time", "total_usd"]
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -73,3 +74,42 @@ def gpus_over_time(lines: Sequence[ReplicaBill], end: float) -> tuple[np.ndarray
             changes[stop] = changes.get(stop, 0.0) - line.gpus
     times = sorted(changes)
     return np.array(times), np.cumsum([changes[t] for t in times]).round(9)
+
+
+def bill_section(lines: Sequence[ReplicaBill], end: float) -> Table:
+    """The bill for a report, by pool, with the sum."""
+    names = dict.fromkeys(line.pool for line in lines)
+    rows = [_pool_row(name, [line for line in lines if line.pool == name], end) for name in names]
+    if len(rows) > 1:
+        rows.append(("all", "", *_pool_row("", lines, end)[2:]))
+    columns = (
+        "pool",
+        "GPU",
+        "replicas started",
+        "died",
+        "GPUs at most",
+        "GPUs on average",
+        "GPU-hours",
+        "$",
+        "$/h",
+    )
+    note = (
+        "A replica costs from the moment its machine is there until it is gone. Empty: no price for the GPU."
+    )
+    return Table("What it cost", columns, rows, note)
+
+
+def _pool_row(name: str, lines: Sequence[ReplicaBill], end: float) -> tuple[str, ...]:
+    hours, usd = math.fsum(line.gpu_hours for line in lines), total_usd(lines)
+    length = end / SECONDS_PER_HOUR
+    return (
+        name,
+        lines[0].gpu,
+        f"{len(lines):,}",
+        f"{sum(line.state == 'dead' for line in lines):,}",
+        f"{float(gpus_over_time(lines, end)[1].max()):g}",
+        f"{hours / length:.2f}" if length else "",
+        f"{hours:,.3f}",
+        "" if usd is None else f"${usd:,.2f}",
+        "" if usd is None or not length else f"${usd / length:,.2f}",
+    )

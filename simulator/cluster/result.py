@@ -6,15 +6,16 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.cluster.bill import ReplicaBill, gpus_over_time, total_usd
+from simulator.cluster.bill import ReplicaBill, bill_section, gpus_over_time, total_usd
 from simulator.cluster.resolve import ResolvedPool
 from simulator.cluster.spec import ClusterSpec
 from simulator.results import LOST, REJECTED, InterTokenLatency, Records, Run, StepSeries, Summary
-from simulator.results.classes import ClassRow
+from simulator.results.classes import ClassRow, class_section
 from simulator.validity import excursions
 from simulator.workload import Trace
 
@@ -80,6 +81,13 @@ class ClusterResult:
         """Cost of the run; None where a GPU has no price."""
         return total_usd(self.bills)
 
+    @cached_property
+    def time_breakdown(self) -> dict[str, float]:
+        """Seconds in iterations by operator family, all replicas together."""
+        from simulator.breakdown import time_breakdown
+
+        return time_breakdown(self)
+
     @property
     def rejections(self) -> dict[str, int]:
         """How many requests were turned away, by reason."""
@@ -144,6 +152,8 @@ class ClusterResult:
                 "replicas": [_json(line) for line in self.bills],
                 **metadata,
             },
+            tables=[*class_section(self.classes), bill_section(self.bills, self.end_time)],
+            time_breakdown=self.time_breakdown,
             provenance=[f"pool {p.pool.name}: {line}" for p in self.pools for line in p.resolved.provenance],
             defaults=[f"pool {p.pool.name}: {line}" for p in self.pools for line in p.resolved.chosen],
             warnings=[line for line in self.warnings if not line.startswith("Overload")],

@@ -25,6 +25,7 @@ from simulator.errors import ConfigurationError
 from simulator.replica import pooled_drafts
 from simulator.results import Categories, InterTokenLatency, RecordsBuilder, summarize
 from simulator.results.classes import class_table
+from simulator.steptime import StepTime
 from simulator.workload import Trace
 from simulator.workload.limits import resolve_max_tokens
 
@@ -43,11 +44,15 @@ def simulate_cluster(
     stepped: bool = False,
     until: float | None = None,
     seed: int = 0,
+    steptimes: Mapping[str, StepTime] | None = None,
 ) -> ClusterResult:
-    """Replay *trace* against the cluster *spec*; the options are those of `simulator.simulate`. Raises `SimError`."""
+    """Replay *trace* against the cluster *spec*; the options are those of `simulator.simulate`, and *steptimes* by
+    pool in place of the predicted ones. Raises `SimError`."""
     if until is not None and not until > 0:
         raise ConfigurationError(f"until {until}: must be above 0")
     pools = resolve_pools(spec, seed)
+    for p in pools:
+        p.pool.steptime = (steptimes or {}).get(p.pool.name, p.pool.steptime)
     limits = resolve_max_tokens(trace, _default_max_tokens(trace, pools))
     if _is_plain(spec, trace):
         run = _run_apart(trace, limits, spec, pools[0].pool, until, stepped, seed)

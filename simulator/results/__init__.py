@@ -1,6 +1,6 @@
 """What a run leaves behind: records, metrics, the printed table, the run directory."""
 
-from simulator.results.classes import ClassRow, class_table
+from simulator.results.classes import ClassRow, class_section, class_table
 from simulator.results.distribution import Distribution
 from simulator.results.goodput import parse_goodput
 from simulator.results.invariants import ConservationError, check_conservation
@@ -25,6 +25,7 @@ from simulator.results.records import (
     Records,
     RecordsBuilder,
 )
+from simulator.results.report import Table
 from simulator.results.rundir import Run, check_replaceable, write_run
 from simulator.results.series import StepSeries
 from simulator.results.summary import Intervals, Summary, summarize
@@ -58,8 +59,10 @@ __all__ = [
     "Run",
     "StepSeries",
     "Summary",
+    "Table",
     "check_conservation",
     "check_replaceable",
+    "class_section",
     "class_table",
     "detect_overload",
     "format_table",

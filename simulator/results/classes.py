@@ -6,7 +6,7 @@ Attainment counts every request that arrived: one that was rejected, lost or has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from simulator.results.goodput import meets
 from simulator.results.records import FINISHED, Categories, Records
+from simulator.results.report import Table
 
-__all__ = ["ClassRow", "class_table"]
+__all__ = ["ClassRow", "class_section", "class_table"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ def class_table(
             if mine.any():
                 rows.append(_row(kind, name, mine, records, good, has, duration))
     return rows
+
+
+def class_section(rows: Sequence[ClassRow]) -> list[Table]:
+    """The table for a report; none where the trace names no class, tenant or model."""
+    if len(rows) == 1:
+        return []
+    columns = ("class", "requests", "finished", "TTFT, ms", "P99", "TPOT, ms", "P99", "met", "goodput, 1/s")
+    note = (
+        "Met: the share of all requests of the class that met their objectives, those turned away included."
+    )
+    return [Table("Classes and tenants", columns, [_cells(row) for row in rows], note)]
+
+
+def _cells(row: ClassRow) -> tuple[str, ...]:
+    latencies = (row.mean_ttft_ms, row.p99_ttft_ms, row.mean_tpot_ms, row.p99_tpot_ms)
+    return (
+        "all" if row.kind == "all" else f"{row.kind.replace('_', ' ')} {row.name}",
+        f"{row.requests:,}",
+        f"{row.finished:,}",
+        *("" if math.isnan(value) else f"{value:,.1f}" for value in latencies),
+        "" if row.attainment is None else f"{100 * row.attainment:.1f} %",
+        "" if row.goodput is None else f"{row.goodput:.2f}",
+    )
 
 
 def _seconds(records: Records) -> dict[str, np.ndarray]:

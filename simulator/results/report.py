@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from simulator.results.figures import breakdown_figure, latency_figure, timeline_figure
 from simulator.results.latencies import LATENCIES
@@ -22,6 +22,15 @@ from simulator.results.tiles import tiles_html
 PLOT_CONFIG = {"responsive": True, "plotlyServerURL": "", "displayModeBar": False}
 
 
+class Table(NamedTuple):
+    """A section of a report; *rows* are cells as they are shown."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 def report_html(
     summary: Summary,
     *,
@@ -31,6 +40,7 @@ def report_html(
     defaults: Sequence[str] = (),
     warnings: Sequence[str] = (),
     time_breakdown: Mapping[str, float] | None = None,
+    tables: Sequence[Table] = (),
 ) -> str:
     """The page as text; arguments as in `Run`."""
     sections = [
@@ -47,6 +57,7 @@ def report_html(
         ),
         _breakdown_section(time_breakdown or {}),
         section("What became of the requests", fate_table(summary)),
+        *(section(table.heading, table_html(table), table.note) for table in tables),
         section("What the numbers rest on", lines(provenance, "Nothing was stated.")),
         section("Defaults that were chosen", lines(defaults, "None: everything was given.")),
         section("Configuration", config_table(config)),
@@ -83,6 +94,18 @@ def latency_table(summary: Summary) -> str:
         cells = "".join(f'<td class="number">{value}</td>' for value in values)
         rows.append(f"<tr><td>{escape(m.title)}</td>{cells}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def table_html(table: Table) -> str:
+    """*table*; cells that begin with a digit, a sign or a $ are aligned to the right."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in table.rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _cell(value: str) -> str:
+    number = value.lstrip("$-").replace(",", "").replace(".", "", 1).removesuffix(" %").isdecimal()
+    return f'<td class="number">{escape(value)}</td>' if number else f"<td>{escape(value)}</td>"
 
 
 def fate_table(summary: Summary) -> str:

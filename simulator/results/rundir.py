@@ -27,7 +27,7 @@ import numpy as np
 from simulator.errors import ConfigurationError
 from simulator.results.columns import write_requests, write_series
 from simulator.results.records import RequestEvent
-from simulator.results.report import report_html
+from simulator.results.report import Table, report_html
 from simulator.results.summary import Summary
 from simulator.results.timeline import timeline
 
@@ -59,6 +59,8 @@ class Run:
     warnings: Sequence[str] = ()
     time_breakdown: Mapping[str, float] = field(default_factory=dict)
     """Seconds of iterations by operator family."""
+    tables: Sequence[Table] = ()
+    """Further sections of the report: classes, replicas and what they cost."""
     events: Sequence[RequestEvent] = ()
     """Preemptions and re-schedulings, for the timeline."""
 
@@ -124,6 +126,7 @@ def _write_files(directory: Path, run: Run, detailed: bool) -> None:
             defaults=run.defaults,
             warnings=run.warnings,
             time_breakdown=run.time_breakdown,
+            tables=run.tables,
         ),
         encoding="utf-8",
     )

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from hwprofiles import load_profile
 from simulator.analytic import SteadyState, Traffic
-from simulator.deployment import Deployment
-from simulator.errors import ConfigurationError, SimError
+from simulator.cluster import ClusterSpec
+from simulator.cluster.resolve import resolve_pools
+from simulator.deployment import Deployment, Resolved
+from simulator.errors import ConfigurationError, SimError, UnknownNameError
 from simulator.scheduling.system import find_system
 from simulator.sizing.prices import Prices
+from simulator.sizing.split import Split
+from simulator.steptime import Parallelism, StepTime
 
-__all__ = ["Candidate", "SearchSpace", "Skipped"]
+__all__ = ["LARGE_SPACE", "Candidate", "Choice", "SearchSpace", "Skipped", "ToBeat", "screen"]
 
 DEFAULT_GPUS = ("h100", "h200", "a100", "l40s", "mi300x")
+SPLIT = "split"
+LIMITS = ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill")
+LARGE_SPACE = 5_000
+"""Choices above which a search draws from the space, unless told otherwise, instead of screening all of it."""
+ROUNDING = 1e-9
 SLACK = 1.1
 """The analytic bound is raised by this factor before it prunes: it is that of a steady stream of mean requests."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The choices; their product is searched. None among them: what the system would choose."""
+    """The choices; their product is searched. None among them: what the system would choose.
+
+    *splits*: prefill and decode replicas of a unit, or None for replicas that do both. *more*: values of any other
+    option of a deployment by its name, ``options.NAME`` for one of the system's own.
+    """
 
     base: Deployment
     gpus: Sequence[str] = DEFAULT_GPUS
@@ -33,41 +47,129 @@ class SearchSpace:
     dtypes: Sequence[str | None] = (None, "fp8")
     max_num_seqs: Sequence[int | None] = (None, 128)
     max_num_batched_tokens: Sequence[int | None] = (None, 2048)
+    pipeline_parallel_sizes: Sequence[int] = (1,)
+    chunked_prefill: Sequence[bool | None] = (None,)
+    splits: Sequence[Split | None] = (None,)
+    more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-    def deployments(self) -> Iterator[Deployment]:
-        """Every choice once, in a fixed order. Raises `UnknownNameError` for a GPU or system that does not exist."""
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The values of every axis, each once. Raises `SimError` for a GPU, system or option that does not exist."""
         for name in self.systems:
             find_system(name)
-        gpus = [load_profile(gpu).name for gpu in self.gpus]
-        axes = (
-            self.systems,
-            self.tensor_parallel_sizes,
-            self.dtypes,
-            self.max_num_seqs,
-            self.max_num_batched_tokens,
+        stated = {
+            "gpu": [load_profile(gpu).name for gpu in self.gpus],
+            "system": self.systems,
+            "tensor_parallel_size": self.tensor_parallel_sizes,
+            "dtype": self.dtypes,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "pipeline_parallel_size": self.pipeline_parallel_sizes,
+            "enable_chunked_prefill": self.chunked_prefill,
+        }
+        known = set(Deployment.model_fields) - {*stated, "num_replicas", "router", "options"}
+        for name in self.more:
+            if name not in known and not name.startswith("options."):
+                raise UnknownNameError("option to vary", name, [*known, "options.NAME"])
+        axes = {**stated, **self.more, SPLIT: self.splits}
+        if empty := [name for name, values in axes.items() if not values]:
+            raise ConfigurationError(f"the search space is empty: {empty[0]} needs at least one value")
+        return {
+            name: list({repr(value): value for value in values}.values()) for name, values in axes.items()
+        }
+
+    def __len__(self) -> int:
+        return math.prod(len(values) for values in self.axes.values())
+
+    def choices(self) -> Iterator[Choice]:
+        """Every choice once, in a fixed order."""
+        axes = self.axes
+        for values in itertools.product(*axes.values()):
+            yield self.choice(dict(zip(axes, values)))
+
+    def choice(self, point: Mapping[str, Any]) -> Choice:
+        """The choice at *point*, a value for every axis."""
+        stated: dict[str, Any] = self.base.model_dump(exclude_unset=True) | {"num_replicas": 1}
+        options = dict(stated.pop("options", {}))
+        for name, value in point.items():
+            if value is None or name == SPLIT:
+                continue
+            if name.startswith("options."):
+                options[name.removeprefix("options.")] = value
+            else:
+                stated[name] = value
+        if options:
+            stated["options"] = options
+        varied = {name.removeprefix("options."): point[name] for name in self.more}
+        named = tuple(f"{name} {'default' if value is None else value}" for name, value in varied.items())
+        return Choice(Deployment.of(**stated), point[SPLIT], named)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One point of the space: what a replica is, and whether prefill and decode are apart. *named*: what it varies
+    beyond the usual axes, in words."""
+
+    deployment: Deployment
+    split: Split | None = None
+    named: tuple[str, ...] = ()
+
+    @property
+    def num_gpus(self) -> int:
+        """Of one replica, or of a unit of prefill and decode replicas."""
+        d = self.deployment
+        sizes = d.tensor_parallel_size, d.pipeline_parallel_size, d.data_parallel_size, d.expert_parallel_size
+        return Parallelism(*sizes).num_gpus * (self.split.replicas if self.split else 1)
+
+    @property
+    def name(self) -> str:
+        """The choice in a few words."""
+        d, split = self.deployment, self.split
+        gpus = self.num_gpus // (split.replicas if split else 1)
+        parts = [f"{gpus} x {d.gpu}", d.system, d.dtype or "published weights"]
+        parts += (
+            [f"pipeline_parallel_size {d.pipeline_parallel_size}"] if d.pipeline_parallel_size > 1 else []
         )
-        if not gpus or not all(axes):
-            raise ConfigurationError("the search space is empty: every choice needs at least one value")
-        for gpu, system, tp, dtype, seqs, tokens in itertools.product(dict.fromkeys(gpus), *axes):
-            stated: dict[str, Any] = {
-                "gpu": gpu,
-                "system": system,
-                "tensor_parallel_size": tp,
-                "num_replicas": 1,
-            }
-            limits = {"dtype": dtype, "max_num_seqs": seqs, "max_num_batched_tokens": tokens}
-            stated |= {key: value for key, value in limits.items() if value is not None}
-            yield Deployment.of(**{**self.base.model_dump(exclude_unset=True), **stated})
+        parts += [f"max_num_seqs {d.max_num_seqs}"] if d.max_num_seqs else []
+        parts += [f"max_num_batched_tokens {d.max_num_batched_tokens}"] if d.max_num_batched_tokens else []
+        parts += ["no chunked prefill"] if d.enable_chunked_prefill is False else []
+        parts += self.named
+        parts += [f"{split.prefill} prefill + {split.decode} decode replicas"] if split else []
+        return ", ".join(parts)
+
+    def system(self, replicas: int) -> Deployment | ClusterSpec:
+        """What is simulated: *replicas* of it, or so many units."""
+        if self.split is not None:
+            return self.split.cluster(self.deployment, replicas)
+        return self.deployment.model_copy(update={"num_replicas": replicas})
+
+
+class ToBeat(NamedTuple):
+    """$ per hour of the best plan so far: with whole replicas, and with a fraction of one, which says how much of the
+    last is spare. Of two plans that cost the same the one with more to spare is better."""
+
+    whole: float = math.inf
+    fraction: float = math.inf
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One replica's deployment with its price and its analytic bound, requests/s."""
+    """A choice with its price and the analytic bound of one replica (or unit), requests/s."""
 
-    deployment: Deployment
+    choice: Choice
     usd_per_gpu_hour: float
     num_gpus: int
     bound: float
+
+    @property
+    def deployment(self) -> Deployment:
+        """Of one replica."""
+        return self.choice.deployment
+
+    @property
+    def name(self) -> str:
+        """The choice in a few words."""
+        return self.choice.name
 
     @property
     def usd_per_replica(self) -> float:
@@ -78,14 +180,28 @@ class Candidate:
         """$ per hour below which *request_rate* cannot be served, by the bound."""
         return math.ceil(request_rate / (SLACK * self.bound)) * self.usd_per_replica
 
-    @property
-    def name(self) -> str:
-        """The choice in a few words."""
-        d = self.deployment
-        parts = [f"{self.num_gpus} x {d.gpu}", d.system, d.dtype or "published weights"]
-        parts += [f"max_num_seqs {d.max_num_seqs}"] if d.max_num_seqs else []
-        parts += [f"max_num_batched_tokens {d.max_num_batched_tokens}"] if d.max_num_batched_tokens else []
-        return ", ".join(parts)
+    def costs(self, capacity: float, request_rate: float) -> ToBeat:
+        """Of *request_rate* where one replica takes *capacity*, 1/s: at most what the bound allows, since a short trace
+        ends before its queue has grown."""
+        needed = request_rate / min(capacity, SLACK * self.bound)
+        return ToBeat(math.ceil(needed) * self.usd_per_replica, needed * self.usd_per_replica)
+
+    def may_beat(self, best: ToBeat, request_rate: float) -> bool:
+        """Whether the bound leaves room for a better plan than *best*."""
+        return SLACK * self.bound > self.rate_to_beat(best, request_rate)
+
+    def rate_to_beat(self, best: ToBeat, request_rate: float) -> float:
+        """Requests/s that one replica must take to be better than *best*; infinite where none is cheap enough."""
+        if best.whole == math.inf:
+            return 0.0
+        affordable = best.whole / self.usd_per_replica
+        fewer = math.ceil(affordable - ROUNDING) - 1
+        rates = [request_rate / fewer] if fewer >= 1 else []
+        if (
+            abs(affordable - round(affordable)) < ROUNDING
+        ):  # as many replicas for the same money, with more to spare
+            rates.append(request_rate * self.usd_per_replica / best.fraction)
+        return min(rates, default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -97,23 +213,42 @@ class Skipped:
     why: str
 
 
-def screen(deployment: Deployment, traffic: Traffic, prices: Prices, tpot_s: float) -> Candidate | Skipped:
+def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> Candidate | Skipped:
     """The candidate, or why it is none: it does not fit, has no price, or its shortest round is too long."""
-    gpus = deployment.tensor_parallel_size * deployment.pipeline_parallel_size
-    name = Candidate(deployment, 0.0, gpus, 0.0).name
+    split = choice.split
     try:
-        resolved = deployment.resolve()
-        state = SteadyState(resolved, traffic)
-        bound, price = state.capacity_bound(tpot_s), prices.of(resolved.profile.name).usd_per_hour
+        resolved = choice.deployment.resolve()
+        if split is not None:
+            resolve_pools(split.cluster(choice.deployment))
+        state = SteadyState(_with_shared_steps(resolved), traffic)
+        bound = state.capacity_bound(tpot_s) if split is None else split.bound(state, tpot_s)
     except SimError as error:
-        return Skipped(
-            name, "price" if "no price" in str(error) else "impossible", " ".join(str(error).split())
-        )
+        return Skipped(choice.name, "impossible", " ".join(str(error).split()))
+    if resolved.profile.name not in prices:
+        return Skipped(choice.name, "price", prices.missing(resolved.profile.name))
     if bound <= 0:
         shortest = 1000 * state.shortest_step()
-        return Skipped(
-            name,
-            "bound",
-            f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms",
-        )
-    return Candidate(deployment, price, resolved.parallelism.num_gpus, bound)
+        why = f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
+        return Skipped(choice.name, "bound", why)
+    gpus = resolved.parallelism.num_gpus * (1 if split is None else split.replicas)
+    return Candidate(choice, prices.of(resolved.profile.name).usd_per_hour, gpus, bound)
+
+
+def _with_shared_steps(resolved: Resolved) -> Resolved:
+    """*resolved* with the step times of the same replica at its system's own limits.
+
+    Limits change a step by the sizes of its graphs alone, which `SLACK` covers; and steps that many choices share are
+    looked up instead of computed.
+    """
+    if not resolved.deployment.model_fields_set & set(LIMITS):
+        return replace(resolved, steptime=_steps(resolved.deployment.model_dump_json(exclude_unset=True)))
+    try:
+        stated = resolved.deployment.model_dump_json(exclude_unset=True, exclude=set(LIMITS))
+        return replace(resolved, steptime=_steps(stated))
+    except SimError:  # at its own limits it may not even fit
+        return resolved
+
+
+@lru_cache(maxsize=64)
+def _steps(deployment: str) -> StepTime:
+    return Deployment.model_validate_json(deployment).resolve().steptime

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.analytic import SteadyState, Traffic
+from simulator.cluster import ClusterResult, ClusterSpec
 from simulator.deployment import Deployment, Resolved
 from simulator.simulation import Result, simulate
 from simulator.sizing.slo import Attained, Slo, finite
+from simulator.sizing.split import Split
 from simulator.sizing.traffic import part_of
 from simulator.workload import Trace
 
@@ -109,14 +111,18 @@ class Capacity:
         }
 
 
-def probe(trace: Trace, deployment: Deployment | Resolved, slo: Slo) -> Probe:
-    """Simulate *trace* as it is on *deployment* with its replicas."""
-    return summary_of(simulate(trace, deployment), slo)
+def probe(trace: Trace, system: Deployment | Resolved | ClusterSpec, slo: Slo, replicas: int = 1) -> Probe:
+    """Simulate *trace* as it is on *system*: a deployment with its replicas, or a cluster that stands for *replicas*
+    (units of prefill and decode pools)."""
+    if isinstance(system, ClusterSpec):
+        return summary_of(simulate(trace, system), slo, replicas)
+    result = simulate(trace, system)
+    return summary_of(result, slo, result.resolved.deployment.num_replicas)
 
 
-def summary_of(result: Result, slo: Slo) -> Probe:
-    """What sizing keeps of a simulation."""
-    replicas, values = result.resolved.deployment.num_replicas, result.summary.values
+def summary_of(result: Result | ClusterResult, slo: Slo, replicas: int) -> Probe:
+    """What sizing keeps of a simulation of *replicas*."""
+    values = result.summary.values
     number = {name: float(value) for name, value in values.items() if value is not None}
     overload = result.summary.overload
     return Probe(
@@ -139,19 +145,22 @@ def find_capacity(
     replicas: int = 1,
     requests: int = PROBE_REQUESTS,
     tolerance: float = TOLERANCE,
+    split: Split | None = None,
 ) -> Capacity:
     """The capacity of one of *replicas* round-robin replicas of *deployment* on *trace*, by bisection.
 
-    *requests* are simulated per probe, or a replica's whole part where that is more. Raises `SimError` where the
-    deployment is impossible.
+    *requests* are simulated per probe, or a replica's whole part where that is more. With *split*, of one of so many
+    units of prefill and decode replicas. Raises `SimError` where the deployment is impossible.
     """
     part, some = part_of(trace, replicas, requests)
     resolved = deployment.model_copy(update={"num_replicas": some}).resolve()
-    bound = SteadyState(resolved, Traffic.of_trace(trace, 1.0)).stability_limit
+    state = SteadyState(resolved, Traffic.of_trace(trace, 1.0))
+    bound = state.stability_limit if split is None else split.bound(state, math.inf)
+    system = resolved if split is None else split.cluster(deployment, some)
     probes: list[Probe] = []
 
     def holds(rate: float) -> bool:
-        probes.append(probe(part.with_request_rate(rate * some), resolved, slo))
+        probes.append(probe(part.with_request_rate(rate * some), system, slo, some))
         return probes[-1].met
 
     return Capacity(deployment, _bisect(holds, LEAST_LOAD * bound, bound, tolerance), bound, tuple(probes))

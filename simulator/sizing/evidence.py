@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from typing import Any
-
-import numpy as np
-import yaml
 
 from hwprofiles import load_profile
 from simulator.analytic import SteadyState, Traffic, step_shares
-from simulator.errors import SimError
-from simulator.sizing.capacity import find_capacity, probe
+from simulator.sizing.capacity import Probe
 from simulator.sizing.plan import Plan, pareto_front
 from simulator.sizing.pool import SerialExecutor
 from simulator.sizing.prices import Prices
 from simulator.sizing.search import Search, SearchResult
-from simulator.sizing.slo import Slo, finite
+from simulator.sizing.sensitivity import changed, headroom, traffic_changes
+from simulator.sizing.slo import finite
 from simulator.workload import Trace
 
 __all__ = ["evidence"]
 
 KV_FULL = 0.9
-LONGER_PROMPTS = 1.5
-TRAFFIC_CHANGES = (0.8, 1.2)
-HEADROOM_STEP = 1.1
-HEADROOM_TOLERANCE = 0.02
 SMALL_HEADROOM = 0.2
 _WORDS = {
     "compute": "FLOPs of the matrix products and attention",
@@ -46,11 +35,11 @@ def evidence(result: SearchResult, executor: Executor | None = None) -> dict[str
     search, best = result.search, result.best
     pool = executor or SerialExecutor()
     measured = pool.submit(headroom, search.trace, best, search.slo)
-    changes = _changed(search, best, pool)
+    changes = changed(search, best, pool)
     spare = measured.result()
-    sensitivity = [*(_traffic_row(search, best, spare, factor) for factor in TRAFFIC_CHANGES), *changes]
+    sensitivity = [*traffic_changes(search, best, spare), *changes]
     return {
-        "request": _request(search),
+        "request": {**_request(search), "looked_at": result.looked_at},
         "best": best.as_dict(),
         "binding": binding(best, search.trace),
         "cost": costs(best, search.trace),
@@ -67,13 +56,8 @@ def evidence(result: SearchResult, executor: Executor | None = None) -> dict[str
 
 def binding(plan: Plan, trace: Trace) -> dict[str, Any]:
     """What gives way first above the capacity, and where the time of a step goes at it."""
-    resolved = plan.candidate.deployment.resolve()
-    traffic = Traffic.of_trace(trace)
     at = max((one for one in plan.capacity.probes if one.met), key=lambda one: one.request_rate)
-    batch = max(at.mean_batch, 1.0)
-    rounds = at.output_tokens_per_s / batch  # each decoding request gets one token per step
-    prefill = at.request_rate * traffic.prompt / rounds if rounds else 0.0
-    shares = step_shares(resolved, batch, traffic.context, prefill)
+    side, shares = _shares(plan, trace, at)
     resource = (
         "kv" if at.kv_usage > KV_FULL or at.preemptions > 0 else max(shares, key=lambda name: shares[name])
     )
@@ -81,6 +65,7 @@ def binding(plan: Plan, trace: Trace) -> dict[str, Any]:
     return {
         "resource": resource,
         "meaning": _WORDS[resource],
+        "side": side,
         "time_shares": shares,
         "kv_usage": at.kv_usage,
         "mean_batch": at.mean_batch,
@@ -91,9 +76,35 @@ def binding(plan: Plan, trace: Trace) -> dict[str, Any]:
     }
 
 
+def _shares(plan: Plan, trace: Trace, at: Probe) -> tuple[str | None, dict[str, float]]:
+    """(the busier of prefill and decode where they are apart, what a step there is limited by)."""
+    resolved, traffic = plan.candidate.deployment.resolve(), Traffic.of_trace(trace)
+    split, batch = plan.candidate.choice.split, max(at.mean_batch, 1.0)
+    if split is not None:
+        side = split.busier(SteadyState(resolved, traffic))
+        alone = (0, traffic.prompt) if side == "prefill" else (batch, 0)
+        return side, step_shares(resolved, alone[0], traffic.context, alone[1])
+    rounds = at.output_tokens_per_s / batch  # each decoding request gets one token per step
+    prefill = at.request_rate * traffic.prompt / rounds if rounds else 0.0
+    return None, step_shares(resolved, batch, traffic.context, prefill)
+
+
 def costs(plan: Plan, trace: Trace) -> dict[str, float]:
     """$ per million tokens at the traffic asked for: all, and split between input and output by the time that prefill
-    adds to the steps."""
+    adds to the steps, or by the replicas of each side where they are apart."""
+    split, per_second = plan.candidate.choice.split, plan.usd_per_hour / 3600  # s per h
+    if split is not None:
+        prompts, outputs, rate = (
+            float(trace.input_length.mean()),
+            float(trace.output_length.mean()),
+            trace.request_rate,
+        )
+        share = split.prefill / split.replicas
+        return {
+            "input": 1e6 * per_second * share / (rate * prompts),
+            "output": 1e6 * per_second * (1 - share) / (rate * max(outputs, 1.0)),
+            "all": 1e6 * per_second / (rate * (prompts + outputs)),
+        }
     resolved = plan.candidate.deployment.resolve()
     state = SteadyState(resolved, Traffic.of_trace(trace, trace.request_rate / plan.replicas))
     return state.cost_per_million(plan.candidate.usd_per_gpu_hour)
@@ -125,6 +136,8 @@ def _request(search: Search) -> dict[str, Any]:
         "systems": list(search.space.systems),
         "max_cost": finite(search.max_cost),
         "seed": search.seed,
+        "search": search.chosen_method,
+        "choices": len(search.space),
     }
 
 
@@ -164,80 +177,6 @@ def _paretos(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def headroom(trace: Trace, plan: Plan, slo: Slo) -> float:
-    """How much more traffic all replicas take together, by simulating the whole *trace* faster; 0.1: 10 % more."""
-
-    def holds(factor: float) -> bool:
-        return probe(trace.with_request_rate(factor * trace.request_rate), plan.deployment, slo).met
-
-    low, high = 1.0, HEADROOM_STEP
-    while holds(high):
-        low, high = high, HEADROOM_STEP * high
-    while high - low > HEADROOM_TOLERANCE:
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low - 1
-
-
-def _changed(search: Search, best: Plan, pool: Executor) -> list[dict[str, Any]]:
-    """The number of replicas and the cost if the prompts or the GPU were different."""
-    longer = search.trace.replace(
-        input_length=np.rint(search.trace.input_length * LONGER_PROMPTS).astype(np.int64)
-    )
-    cases: list[tuple[str, Trace, Plan]] = [(f"prompts {LONGER_PROMPTS:g} times as long", longer, best)]
-    successor = _successors().get(best.candidate.deployment.gpu)
-    if successor is not None and successor in search.prices:
-        cases.append(
-            (f"a GPU generation later: {successor}", search.trace, _on(best, successor, search.prices))
-        )
-    futures = [pool.submit(_resized, search, trace, plan) for _, trace, plan in cases]
-    rows: list[dict[str, Any]] = []
-    for (name, _, _), future in zip(cases, futures):
-        rows.append({"change": name, **future.result()})
-    if successor is not None and successor not in search.prices:
-        rows.append(
-            {"change": f"a GPU generation later: {successor}", "problem": "no price; give one with --prices"}
-        )
-    return rows
-
-
-def _traffic_row(search: Search, best: Plan, spare: float, factor: float) -> dict[str, Any]:
-    per_replica = search.request_rate * (1 + spare) / best.replicas
-    replicas = math.ceil(factor * search.request_rate / per_replica)
-    cost = replicas * best.candidate.usd_per_replica
-    return {"change": f"traffic {100 * (factor - 1):+.0f} %", "replicas": replicas, "usd_per_hour": cost}
-
-
-def _resized(search: Search, trace: Trace, plan: Plan) -> dict[str, Any]:
-    try:
-        capacity = find_capacity(
-            trace, plan.candidate.deployment, search.slo, replicas=plan.replicas, requests=search.requests
-        )
-    except SimError as error:
-        return {"problem": " ".join(str(error).split())}
-    if capacity.request_rate == 0:
-        worst = capacity.unloaded.worst
-        return {"problem": f"no number of replicas meets {worst.objective}: {worst.value:.4g} at best"}
-    replicas = math.ceil(search.request_rate / capacity.request_rate)
-    return {"replicas": replicas, "usd_per_hour": replicas * plan.candidate.usd_per_replica}
-
-
-def _on(plan: Plan, gpu: str, prices: Prices) -> Plan:
-    candidate = replace(
-        plan.candidate,
-        deployment=plan.candidate.deployment.model_copy(update={"gpu": gpu}),
-        usd_per_gpu_hour=prices.of(gpu).usd_per_hour,
-    )
-    return replace(plan, candidate=candidate, run=None, confirmation=None)
-
-
-@cache
-def _successors() -> Mapping[str, str]:
-    text = files("simulator.sizing").joinpath("data/generations.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, str] = yaml.safe_load(text)
-    return found
-
-
 def _would_change(result: SearchResult, sensitivity: list[dict[str, Any]], spare: float) -> list[str]:
     """The nearest things that make another plan the better one, one line each."""
     best, lines = result.best, []
@@ -263,11 +202,15 @@ def _would_change(result: SearchResult, sensitivity: list[dict[str, Any]], spare
 
 
 def _provenance(plan: Plan, prices: Prices) -> list[str]:
-    resolved = plan.deployment.resolve()
+    resolved, split = plan.candidate.deployment.resolve(), plan.candidate.choice.split
     lines = [
         *resolved.provenance,
         f"price of {resolved.profile.name}: {prices.of(resolved.profile.name).text}",
     ]
+    if split is not None:
+        lines.append(
+            f"KV travels at {split.bandwidth / 1e9:g} GB/s from each prefill replica; its price is not counted"
+        )
     if plan.candidate.deployment.dtype is not None:
         lines.append(
             f"weights in {plan.candidate.deployment.dtype}: what that does to the answers is not simulated"

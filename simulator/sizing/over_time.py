@@ -20,7 +20,6 @@ import numpy as np
 from simulator.errors import ConfigurationError
 from simulator.sizing.autoscaled import SIGNALS, autoscaled
 from simulator.sizing.candidates import SearchSpace
-from simulator.sizing.capacity import probe
 from simulator.sizing.plan import Plan
 from simulator.sizing.pool import SerialExecutor
 from simulator.sizing.prices import Prices
@@ -140,7 +139,7 @@ class OverTime:
             },
             "peak": self.peak.as_dict(),
             "provenance": [
-                *self.peak.deployment.resolve().provenance,
+                *self.peak.candidate.deployment.resolve().provenance,
                 "every interval is simulated by itself, from empty; start-up takes no time: a bound for any autoscaler",
             ],
         }
@@ -235,4 +234,4 @@ def _least(trace: Trace, plan: Plan, slo: Slo, guess: int) -> int:
 
 
 def _holds(trace: Trace, plan: Plan, slo: Slo, replicas: int) -> bool:
-    return probe(trace, plan.with_replicas(replicas).deployment, slo).met
+    return plan.with_replicas(replicas).probe(trace, slo).met

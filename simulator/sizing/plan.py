@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from simulator.cluster import ClusterSpec
 from simulator.deployment import Deployment
-from simulator.sizing.candidates import Candidate
-from simulator.sizing.capacity import Capacity, Probe
-from simulator.sizing.slo import finite
+from simulator.sizing.candidates import Candidate, ToBeat
+from simulator.sizing.capacity import Capacity, Probe, probe
+from simulator.sizing.slo import Slo, finite
+from simulator.workload import Trace
 
 __all__ = ["Confirmation", "Plan", "pareto_front"]
 
@@ -85,9 +87,18 @@ class Plan:
     confirmation: Confirmation | None = None
 
     @property
+    def system(self) -> Deployment | ClusterSpec:
+        """What would run: a deployment with its replicas, or a cluster of prefill and decode pools."""
+        return self.candidate.choice.system(self.replicas)
+
+    @property
     def deployment(self) -> Deployment:
-        """What would run."""
+        """The deployment with the number of replicas (or units)."""
         return self.candidate.deployment.model_copy(update={"num_replicas": self.replicas})
+
+    def probe(self, trace: Trace, slo: Slo) -> Probe:
+        """*trace* as it is on all replicas."""
+        return probe(trace, self.system, slo, self.replicas)
 
     @property
     def num_gpus(self) -> int:
@@ -104,15 +115,24 @@ class Plan:
         return replace(self, replicas=replicas, run=None, confirmation=None)
 
     @property
-    def order(self) -> tuple[float, int, str]:
-        """Cheapest first; of equal cost the fewer GPUs, then by name."""
-        return (self.usd_per_hour, self.num_gpus, self.candidate.name)
+    def costs(self) -> ToBeat:
+        """$ per hour, and with the fraction of a replica that is needed of the last."""
+        fraction = self.candidate.costs(self.capacity.request_rate, self.request_rate).fraction
+        return ToBeat(self.usd_per_hour, fraction)
+
+    @property
+    def order(self) -> tuple[float, float, int, str]:
+        """Cheapest first; of equal cost the one with more to spare, then the fewer GPUs, then by name."""
+        return (*self.costs, self.num_gpus, self.candidate.name)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
+        split = self.candidate.choice.split
+        apart = {} if split is None else {"split": vars(split), "cluster": _plain(self.system)}
         return {
             "name": self.candidate.name,
             "deployment": self.deployment.model_dump(exclude_unset=True) | {"num_replicas": self.replicas},
+            **apart,
             "num_gpus": self.num_gpus,
             "usd_per_hour": self.usd_per_hour,
             "usd_per_month": HOURS_PER_MONTH * self.usd_per_hour,
@@ -121,6 +141,12 @@ class Plan:
             "run": None if self.run is None else self.run.as_dict(),
             "confirmation": None if self.confirmation is None else self.confirmation.as_dict(),
         }
+
+
+def _plain(system: Deployment | ClusterSpec) -> dict[str, Any]:
+    """What a file for ``sim run --cluster`` holds."""
+    found: dict[str, Any] = system.model_dump(mode="json", exclude_unset=True)
+    return found
 
 
 def pareto_front(points: Sequence[_T], low: Callable[[_T], float], high: Callable[[_T], float]) -> list[_T]:

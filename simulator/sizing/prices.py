@@ -56,10 +56,13 @@ class Prices:
     def of(self, gpu: str) -> Quote:
         """The quote for profile *gpu*. Raises `ConfigurationError` where there is none."""
         if gpu not in self.quotes:
-            raise ConfigurationError(
-                f"no price for {gpu}: give one in a file, `{gpu}: 2.50`, with --prices FILE"
-            )
+            raise ConfigurationError(self.missing(gpu))
         return self.quotes[gpu]
+
+    @staticmethod
+    def missing(gpu: str) -> str:
+        """What to do where profile *gpu* has no price."""
+        return f"no price for {gpu}: give one in a file, `{gpu}: 2.50`, with --prices FILE"
 
     def __contains__(self, gpu: str) -> bool:
         return gpu in self.quotes

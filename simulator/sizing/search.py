@@ -7,10 +7,10 @@
 3. The best plans of each GPU type are run with all their replicas on the whole trace, and the number of replicas is
    corrected to what that shows.
 4. The cheapest is confirmed on fresh traffic, longer than the trace; it gets another replica until the SLO holds
-with the
-   stated confidence, or gives way to the next that is cheaper by then.
+   with the stated confidence, or gives way to the next that is cheaper by then.
 
-Work is handed out in rounds of a fixed size, so that the answer does not depend on the number of workers.
+A space of more than `LARGE_SPACE` choices is not looked at in full: Optuna draws from it (`sampled`) in place of the
+first two steps. Work is handed out in rounds of a fixed size: the answer does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from simulator.analytic import Traffic
-from simulator.errors import CapacityError, ConfigurationError
-from simulator.sizing.candidates import Candidate, SearchSpace, Skipped, screen
-from simulator.sizing.capacity import PROBE_REQUESTS, Capacity, Probe, find_capacity, probe
-from simulator.sizing.plan import Confirmation, Plan
+from simulator.errors import CapacityError, ConfigurationError, UnknownNameError
+from simulator.sizing.candidates import LARGE_SPACE, Candidate, SearchSpace, Skipped, ToBeat, screen
+from simulator.sizing.capacity import PROBE_REQUESTS, Capacity, Probe
+from simulator.sizing.evaluation import confirm, correct, evaluate, look_at, misses, too_dear
+from simulator.sizing.plan import Plan
 from simulator.sizing.pool import SerialExecutor
 from simulator.sizing.prices import Prices
-from simulator.sizing.slo import Attained, Slo
-from simulator.sizing.traffic import check_open, part_of, resampled
+from simulator.sizing.sampled import Sampled, draw
+from simulator.sizing.slo import Slo
+from simulator.sizing.traffic import check_open
 from simulator.workload import Trace
 
-__all__ = ["Search", "SearchResult", "confirm"]
+__all__ = ["METHODS", "Search", "SearchResult"]
 
+METHODS = {
+    "auto": "the analytic bound, or Optuna in a large space",
+    "bound": "the analytic bound: every choice is screened, what cannot be the cheapest of its GPU type is pruned",
+    "exhaustive": "exhaustion: nothing is pruned",
+    "optuna": "Optuna: draws, then a descent from the best",
+}
 ROUND = 8
 SCREENED_TOGETHER = 20
-TYPICAL = 0.6
-"""Share of the analytic bound that a percentile SLO leaves, for the first guess of the number of replicas."""
 MOST_REPLICAS = 10_000
-CONFIRM_FACTOR = 2
-MOST_CONFIRM_REQUESTS = 60_000
 CORRECTED = 3
 """Plans per search, beside the best of each GPU type, that are run with all their replicas."""
 
@@ -60,9 +63,17 @@ class Search:
     level: float = 0.95
     requests: int = PROBE_REQUESTS
     seed: int = 0
+    method: str = "auto"
+    """One of `METHODS`."""
+    trials: int = 200
+    """Draws of ``optuna``."""
 
     def __post_init__(self) -> None:
         check_open(self.trace)
+        if self.method not in METHODS:
+            raise UnknownNameError("search method", self.method, METHODS)
+        if self.trials < 1:
+            raise ConfigurationError(f"trials {self.trials}: must be at least 1")
         if not self.max_cost > 0:
             raise ConfigurationError(f"max_cost {self.max_cost}: must be above 0, $ per hour")
         if self.confirm_runs < 2:
@@ -75,82 +86,100 @@ class Search:
         """Of the whole trace, 1/s."""
         return self.trace.request_rate
 
-    def run(
-        self,
-        executor: Executor | None = None,
-        *,
-        exhaustive: bool = False,
-        progress: Callable[[str], None] = lambda text: None,
-    ) -> SearchResult:
-        """The plans, cheapest first. *exhaustive*: nothing is pruned. Raises `CapacityError` if there is none."""
-        pool = executor or SerialExecutor()
-        traffic = Traffic.of_trace(self.trace)
-        candidates, skipped = self._screened(pool, traffic)
-        progress(f"{len(candidates)} choices fit, {len(skipped)} do not")
-        plans, hopeless = self._capacities(pool, candidates, skipped, exhaustive, progress)
-        if not plans:
-            raise CapacityError(self._nearest(hopeless, skipped))
-        ranking = self._corrected(pool, sorted(plans, key=lambda plan: plan.order), skipped, progress)
-        best, others = self._confirmed(pool, ranking, skipped, progress)
-        return SearchResult(self, best, [best, *sorted(others, key=lambda plan: plan.order)], skipped)
+    @property
+    def chosen_method(self) -> str:
+        """What ``auto`` comes to in this space."""
+        if self.method != "auto":
+            return self.method
+        return "bound" if len(self.space) <= LARGE_SPACE else "optuna"
 
-    def _screened(self, pool: Executor, traffic: Traffic) -> tuple[list[Candidate], list[Skipped]]:
-        deployments = list(self.space.deployments())
-        judge = partial(screen, traffic=traffic, prices=self.prices, tpot_s=self.slo.limit("tpot"))
-        found = list(pool.map(judge, deployments, chunksize=SCREENED_TOGETHER))
-        skipped = [one for one in found if isinstance(one, Skipped)]
-        candidates = [one for one in found if isinstance(one, Candidate)]
+    def run(
+        self, executor: Executor | None = None, *, progress: Callable[[str], None] = lambda text: None
+    ) -> SearchResult:
+        """The plans, cheapest first. Raises `CapacityError` if there is none."""
+        pool = executor or SerialExecutor()
+        progress(f"{len(self.space)} choices, searched by {METHODS[self.chosen_method]}")
+        by_draws = self.chosen_method == "optuna"
+        found = self._drawn(pool, progress) if by_draws else self._bounded(pool, progress)
+        if not found.plans:
+            raise CapacityError(self._nearest(found))
+        plans, skipped = sorted(found.plans, key=lambda plan: plan.order), found.skipped
+        ranking = self._corrected(pool, plans, skipped, progress)
+        best, others = self._confirmed(pool, ranking, skipped, progress)
+        ranking = [best, *sorted(others, key=lambda plan: plan.order)]
+        return SearchResult(self, best, ranking, skipped, found.looked_at)
+
+    def _bounded(self, pool: Executor, progress: Callable[[str], None]) -> Found:
+        found = Found()
+        candidates = self._screened(pool, found)
+        progress(f"{len(candidates)} choices fit, {len(found.skipped)} do not")
+        self._capacities(pool, candidates, found, progress)
+        found.looked_at = len(self.space)
+        return found
+
+    def _drawn(self, pool: Executor, progress: Callable[[str], None]) -> Found:
+        judge = partial(
+            screen, traffic=Traffic.of_trace(self.trace), prices=self.prices, tpot_s=self.slo.limit("tpot")
+        )
+        look = partial(look_at, self.trace, self.slo, self.requests, judge)
+        sampled, found = Sampled(self.space, self.request_rate, look, pool), Found()
+        draw(sampled, self.trials, self.seed, progress)
+        for outcome in sampled.outcomes:
+            if isinstance(outcome.candidate, Skipped):
+                found.skipped.append(outcome.candidate)
+            else:
+                assert outcome.capacity is not None
+                self._note(outcome.candidate, outcome.capacity, found)
+        found.looked_at = len(sampled.seen)
+        return found
+
+    def _screened(self, pool: Executor, into: Found) -> list[Candidate]:
+        judge = partial(
+            screen, traffic=Traffic.of_trace(self.trace), prices=self.prices, tpot_s=self.slo.limit("tpot")
+        )
+        found = list(pool.map(judge, self.space.choices(), chunksize=SCREENED_TOGETHER))
+        into.skipped += [one for one in found if isinstance(one, Skipped)]
         rate = self.request_rate
-        candidates.sort(key=lambda one: (one.least_cost(rate), one.name))
-        if not candidates:
-            raise CapacityError(f"no choice is possible: {skipped[0].name}: {skipped[0].why}")
-        return candidates, skipped
+        candidates = [one for one in found if isinstance(one, Candidate)]
+        return sorted(candidates, key=lambda one: (one.least_cost(rate), one.name))
 
     def _capacities(
-        self,
-        pool: Executor,
-        candidates: list[Candidate],
-        skipped: list[Skipped],
-        exhaustive: bool,
-        progress: Callable[[str], None],
-    ) -> tuple[list[Plan], list[tuple[Candidate, Probe]]]:
+        self, pool: Executor, candidates: list[Candidate], found: Found, progress: Callable[[str], None]
+    ) -> None:
         """A plan for every choice worth it, and what the choices that never meet the SLO look like unloaded."""
-        best: dict[str, float] = {}
-        plans: list[Plan] = []
-        hopeless: list[tuple[Candidate, Probe]] = []
+        exhaustive = self.chosen_method == "exhaustive"
         waiting = list(candidates)
         while waiting:
-            chosen, waiting = self._next_round(waiting, best, skipped, exhaustive)
-            jobs = [
-                (one, math.inf if exhaustive else best.get(one.deployment.gpu, math.inf)) for one in chosen
-            ]
+            best = found.cheapest
+            chosen, waiting = self._next_round(waiting, best, found.skipped, exhaustive)
+            beat = [ToBeat() if exhaustive else best.get(one.deployment.gpu, ToBeat()) for one in chosen]
             futures = [
-                pool.submit(evaluate, self.trace, one, self.slo, self.requests, cost) for one, cost in jobs
+                pool.submit(evaluate, self.trace, one, self.slo, self.requests, target)
+                for one, target in zip(chosen, beat)
             ]
             for one, future in zip(chosen, futures):
-                outcome = future.result()
-                if isinstance(outcome, Skipped):
-                    skipped.append(outcome)
-                elif outcome.request_rate == 0:
-                    hopeless.append((one, outcome.unloaded))
-                    skipped.append(Skipped(one.name, "simulation", _misses(outcome.unloaded.worst)))
-                else:
-                    plans.append(self._plan(one, outcome))
-                    gpu = one.deployment.gpu
-                    best[gpu] = min(best.get(gpu, math.inf), plans[-1].usd_per_hour)
-            progress(f"{len(plans)} capacities found, {len(waiting)} choices left")
-        return plans, hopeless
+                self._note(one, future.result(), found)
+            progress(f"{len(found.plans)} capacities found, {len(waiting)} choices left")
+
+    def _note(self, candidate: Candidate, outcome: Capacity | Skipped, found: Found) -> None:
+        if isinstance(outcome, Skipped):
+            found.skipped.append(outcome)
+        elif outcome.request_rate == 0:
+            found.hopeless.append((candidate, outcome.unloaded))
+            found.skipped.append(Skipped(candidate.name, "simulation", misses(outcome.unloaded.worst)))
+        else:
+            found.plans.append(self._plan(candidate, outcome))
 
     def _next_round(
-        self, waiting: list[Candidate], best: dict[str, float], skipped: list[Skipped], exhaustive: bool
+        self, waiting: list[Candidate], best: dict[str, ToBeat], skipped: list[Skipped], exhaustive: bool
     ) -> tuple[list[Candidate], list[Candidate]]:
         chosen: list[Candidate] = []
         rest: list[Candidate] = []
         for one in waiting:
-            least, gpu = one.least_cost(self.request_rate), one.deployment.gpu
-            if not exhaustive and least >= best.get(gpu, math.inf):
-                why = f"costs ${least:.2f}/h at least, the best of its GPU type ${best[gpu]:.2f}/h"
-                skipped.append(Skipped(one.name, "bound", why))
+            gpu = one.deployment.gpu
+            target = ToBeat() if exhaustive else best.get(gpu, ToBeat())
+            if not one.may_beat(target, self.request_rate):
+                skipped.append(too_dear(one, self.request_rate, target))
             elif len(chosen) < ROUND and (exhaustive or sum(c.deployment.gpu == gpu for c in chosen) < 2):
                 chosen.append(one)
             else:
@@ -158,7 +187,8 @@ class Search:
         return chosen, rest
 
     def _plan(self, candidate: Candidate, capacity: Capacity) -> Plan:
-        replicas = math.ceil(self.request_rate / capacity.request_rate)
+        costs = candidate.costs(capacity.request_rate, self.request_rate)
+        replicas = round(costs.whole / candidate.usd_per_replica)
         if replicas > MOST_REPLICAS:
             raise CapacityError(
                 f"{candidate.name}: {replicas} replicas; at most {MOST_REPLICAS} are simulated"
@@ -202,21 +232,42 @@ class Search:
                     heapq.heappush(heap, (plan.order, i, plan))
                     continue
             progress(f"confirming {plan.replicas} x ({plan.candidate.name})")
-            confirmation = confirm(self, plan, pool)
+            confirmation = confirm(
+                self.trace, plan, self.slo, pool, runs=self.confirm_runs, level=self.level, seed=self.seed
+            )
             if confirmation.met:
                 return replace(plan, confirmation=confirmation), [other for _, _, other in heap]
             more = plan.with_replicas(plan.replicas + 1)
-            heapq.heappush(
-                heap, (more.order, i, replace(more, run=probe(self.trace, more.deployment, self.slo)))
-            )
+            heapq.heappush(heap, (more.order, i, replace(more, run=more.probe(self.trace, self.slo))))
         raise CapacityError(f"no plan: {skipped[-1].name}: {skipped[-1].why}")
 
-    def _nearest(self, hopeless: list[tuple[Candidate, Probe]], skipped: list[Skipped]) -> str:
+    def _nearest(self, found: Found) -> str:
         """Which objective is out of reach, by how much, and what comes nearest."""
-        if not hopeless:
-            return f"no plan: {skipped[0].name}: {skipped[0].why}"
-        one, nearest = min(hopeless, key=lambda pair: (pair[1].worst.ratio, pair[0].name))
-        return f"no plan meets {self.slo}: {_misses(nearest.worst)}, which is the nearest: {one.name}"
+        if found.hopeless:
+            one, nearest = min(found.hopeless, key=lambda pair: (pair[1].worst.ratio, pair[0].name))
+            return f"no plan meets {self.slo}: {misses(nearest.worst)}, which is the nearest: {one.name}"
+        order = ("bound", "simulation", "price", "impossible")
+        first = min(found.skipped, key=lambda one: order.index(one.stage))
+        return f"no plan: {first.name}: {first.why}"
+
+
+@dataclass
+class Found:
+    """What a search has come upon: plans, what never meets the SLO with how it does unloaded, and what was left out."""
+
+    plans: list[Plan] = field(default_factory=list)
+    hopeless: list[tuple[Candidate, Probe]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    looked_at: int = 0
+
+    @property
+    def cheapest(self) -> dict[str, ToBeat]:
+        """What the best plan of each GPU type costs."""
+        best: dict[str, ToBeat] = {}
+        for plan in self.plans:
+            gpu = plan.candidate.deployment.gpu
+            best[gpu] = min(best.get(gpu, ToBeat()), plan.costs)
+        return best
 
 
 @dataclass(frozen=True)
@@ -227,71 +278,5 @@ class SearchResult:
     best: Plan
     ranking: list[Plan]
     skipped: list[Skipped]
-
-
-def evaluate(
-    trace: Trace, candidate: Candidate, slo: Slo, requests: int, cost_to_beat: float
-) -> Capacity | Skipped:
-    """The capacity of *candidate*, or why it cannot undercut *cost_to_beat* ($ per hour)."""
-    rate = trace.request_rate
-    replicas = max(math.ceil(rate / (TYPICAL * candidate.bound)), 1)
-    if cost_to_beat < math.inf:
-        allowed = math.ceil(cost_to_beat / candidate.usd_per_replica) - 1
-        if allowed < 1:
-            return Skipped(candidate.name, "bound", f"one replica costs more than ${cost_to_beat:.2f}/h")
-        part, some = part_of(trace, allowed, requests)
-        run = probe(part.with_request_rate(rate / allowed * some), _replicated(candidate, some), slo)
-        if not run.met:
-            why = f"{allowed} replicas would be cheaper than ${cost_to_beat:.2f}/h: {_misses(run.worst)}"
-            return Skipped(candidate.name, "simulation", why)
-        replicas = allowed
-    return find_capacity(trace, candidate.deployment, slo, replicas=replicas, requests=requests)
-
-
-def correct(trace: Trace, plan: Plan, slo: Slo) -> Plan | Skipped:
-    """*plan* with the fewest replicas that meet the SLO on the whole *trace*."""
-    guess, run = plan.replicas, probe(trace, plan.deployment, slo)
-    while not run.met:
-        if plan.replicas >= 2 * plan.request_rate / plan.capacity.request_rate + 2:
-            return Skipped(
-                plan.candidate.name, "simulation", f"{plan.replicas} replicas do not do: {_misses(run.worst)}"
-            )
-        plan = plan.with_replicas(plan.replicas + 1)
-        run = probe(trace, plan.deployment, slo)
-    while 1 < plan.replicas <= guess:
-        fewer = plan.with_replicas(plan.replicas - 1)
-        less = probe(trace, fewer.deployment, slo)
-        if not less.met:
-            break
-        plan, run = fewer, less
-    return replace(plan, run=run)
-
-
-def confirm(search: Search, plan: Plan, pool: Executor) -> Confirmation:
-    """Independent runs of *plan* on fresh traffic, `CONFIRM_FACTOR` times as long where the trace allows it."""
-    wanted = min(CONFIRM_FACTOR * len(search.trace), max(MOST_CONFIRM_REQUESTS, len(search.trace)))
-    seeds = [1000 + search.seed * search.confirm_runs + i for i in range(search.confirm_runs)]
-    futures = [pool.submit(_fresh, search.trace, plan.deployment, search.slo, seed, wanted) for seed in seeds]
-    runs = tuple(future.result() for future in futures)
-    return Confirmation(runs, len(resampled(search.trace, seeds[0], wanted)), search.level)
-
-
-def _fresh(trace: Trace, deployment: Any, slo: Slo, seed: int, requests: int) -> Probe:
-    return probe(resampled(trace, seed, requests), deployment, slo)
-
-
-def _replicated(candidate: Candidate, replicas: int) -> Any:
-    return candidate.deployment.model_copy(update={"num_replicas": replicas})
-
-
-def _misses(worst: Attained) -> str:
-    wanted = worst.objective.wanted
-    if worst.objective.share is not None:
-        return f"{worst.objective}: only {worst.value:.1%} of the requests are within the limits, {wanted:.0%} wanted"
-    if math.isinf(worst.value):
-        return f"{worst.objective}: requests are turned away or never finish"
-    if worst.met:
-        return f"the queue grows without end ({worst.objective} is still met, at {worst.value:.4g} ms)"
-    return (
-        f"{worst.objective}: {worst.value:.4g} ms at best, {worst.ratio:.2f} times the limit of {wanted:g} ms"
-    )
+    looked_at: int
+    """Choices that were screened at least."""

@@ -25,15 +25,13 @@ from simulator.deployment import Deployment
 from simulator.errors import CapacityError, ConfigurationError, SimError
 from simulator.results import parse_goodput
 from simulator.simulation import simulate
-from simulator.sizing.pool import local_executor
+from simulator.sizing.pool import ATTEMPTS, local_executor
 from simulator.sizing.study import Run, Study
 from simulator.sizing.traffic import resampled
 from simulator.workload import Trace, read_trace
 
 __all__ = ["dask_executor", "run_study", "simulate_run"]
 
-ATTEMPTS = 3
-"""How often a run may take its worker down before the sweep gives up."""
 IN_FLIGHT = 64
 """Runs that are handed out at a time."""
 ExecutorFactory = Callable[[], AbstractContextManager[Executor]]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from simulator.sizing.candidates import LARGE_SPACE
+
 __all__ = ["headline", "paragraphs"]
 
 
 def headline(found: dict[str, Any]) -> str:
     """The recommendation in a sentence."""
     best, asked = found["best"], found["request"]
-    replicas, gpus = best["deployment"]["num_replicas"], best["num_gpus"]
     return (
-        f"Run {replicas} {'replica' if replicas == 1 else 'replicas'} of {best['name']}: {gpus} GPUs, "
+        f"Run {_how_many(best)} of {best['name']}: {best['num_gpus']} GPUs, "
         f"${best['usd_per_hour']:,.2f} per hour, for {asked['request_rate']:.3g} requests/s of {asked['model']}"
     )
+
+
+def _how_many(plan: dict[str, Any]) -> str:
+    replicas, word = plan["deployment"]["num_replicas"], "unit" if "split" in plan else "replica"
+    return f"{replicas} {word}{'' if replicas == 1 else 's'}"
 
 
 def paragraphs(found: dict[str, Any]) -> list[str]:
@@ -51,10 +57,12 @@ def _binding(found: dict[str, Any]) -> str:
         if b["saturation"]
         else "saturation lies above every probe"
     )
+    side = f" on the {b['side']} side, the busier one" if b["side"] else ""
     return (
-        f"Bound by {b['resource']} ({b['meaning']}); time of a step at capacity: {shares}; "
+        f"Bound by {b['resource']} ({b['meaning']}){side}; time of a step at capacity: {shares}; "
         f"KV cache {b['kv_usage']:.0%} full. "
-        f"A replica takes {b['capacity']:.2f} requests/s before {b['objective']} gives way; {saturation}."
+        f"A {'unit' if b['side'] else 'replica'} takes {b['capacity']:.2f} requests/s before {b['objective']} "
+        f"gives way; {saturation}."
     )
 
 
@@ -89,4 +97,17 @@ def _pruned(found: dict[str, Any]) -> str:
         "simulation": "ruled out by a simulation",
     }
     counts = [f"{count} {words[stage]}" for stage, count in sorted(stages.items())]
-    return f"Searched: {len(found['ranking'])} plans with a capacity; {', '.join(counts) or 'nothing was pruned'}."
+    return (
+        f"{_searched(found['request'])}: {len(found['ranking'])} plans with a capacity; "
+        f"{', '.join(counts) or 'nothing was pruned'}."
+    )
+
+
+def _searched(request: dict[str, Any]) -> str:
+    choices, looked_at = request["choices"], request["looked_at"]
+    if request["search"] != "optuna":
+        return f"Searched all {choices:,} choices"
+    return (
+        f"Searched {looked_at:,} of {choices:,} choices: drawn by Optuna (seed {request['seed']}), then one axis at a "
+        f"time from the cheapest (`--search auto` draws above {LARGE_SPACE:,} choices, `--search bound` looks at all)"
+    )

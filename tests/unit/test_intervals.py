@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from simulator.cluster import ClusterSpec
 from simulator.deployment import Deployment
 from simulator.errors import ConfigurationError
 from simulator.intervals import simulate_with_intervals, stratified
@@ -74,3 +75,27 @@ def test_stratified_draws_are_standard_normal_already_for_few():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigurationError, match=r"at least 2|between 0 and 1"):
         simulate_with_intervals(TRACE, DEPLOYMENT, **{"n": 4, **wrong})
+
+
+def cluster(**pools):
+    return ClusterSpec.of(pools=pools, router="round-robin")
+
+
+def test_a_cluster_of_one_pool_is_as_uncertain_as_its_deployment():
+    """Replicas of one kind are wrong together: more of them make nothing surer."""
+    alone = simulate_with_intervals(TRACE, DEPLOYMENT.model_copy(update={"num_replicas": 2}), 6)
+    one = simulate_with_intervals(TRACE, cluster(a={"deployment": DEPLOYMENT, "replicas": 2}), 6)
+    assert one.summary.intervals.values == alone.summary.intervals.values
+    halves = cluster(a={"deployment": DEPLOYMENT}, b={"deployment": DEPLOYMENT})
+    two = simulate_with_intervals(TRACE, halves, 6).summary.intervals.values
+    for key in ("mean_tpot_ms", "mean_ttft_ms"):
+        assert two[key] == pytest.approx(alone.summary.intervals.values[key])
+
+
+def test_pools_of_different_kinds_are_wrong_by_themselves():
+    other = DEPLOYMENT.model_copy(update={"gpu": "l40s"})
+    mixed = cluster(a={"deployment": DEPLOYMENT}, b={"deployment": other})
+    result = simulate_with_intervals(TRACE, mixed, 8)
+    low, high = result.summary.intervals.values["mean_tpot_ms"]
+    assert low < result.summary["mean_tpot_ms"] < high
+    assert result.bills  # what only a cluster has is kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ def trace() -> Trace:
 def test_the_winner_is_that_of_exhaustive_search(trace: Trace) -> None:
     search = Search(trace, SLO, space(gpus=("h100", "l40s")), requests=300, confirm_runs=2)
     with local_executor(1) as pool:
-        quick, all_of_it = search.run(pool), search.run(pool, exhaustive=True)
+        quick, all_of_it = search.run(pool), replace(search, method="exhaustive").run(pool)
     assert quick.best.candidate == all_of_it.best.candidate
     assert quick.best.replicas == all_of_it.best.replicas
     assert len(quick.ranking) < len(all_of_it.ranking)

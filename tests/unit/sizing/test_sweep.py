@@ -146,7 +146,7 @@ def test_a_worker_that_dies_is_replaced_and_its_run_redone(
     hurt = run_study(study, tmp_path / "hurt", lambda: local_executor(2))
     assert hurt.read_bytes() == whole.read_bytes()
     monkeypatch.setattr("simulator.sizing.sweep.simulate_run", always_die)
-    monkeypatch.setattr("simulator.sizing.sweep.ATTEMPTS", 1)
+    monkeypatch.setattr("simulator.sizing.pool.ATTEMPTS", 1)
     with pytest.raises(CapacityError, match="workers died 2 times"):
         run_study(study, tmp_path / "never", lambda: local_executor(2))
 
@@ -229,7 +229,7 @@ def test_a_dask_cluster_gives_what_one_process_gives(study: Study, tmp_path: Pat
     distributed = pytest.importorskip("distributed")
     one = run_study(study, tmp_path / "one", lambda: local_executor(1))
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as cluster:
         far = run_study(study, tmp_path / "far", lambda: dask_executor(cluster.scheduler_address))
     assert far.read_bytes() == one.read_bytes()
