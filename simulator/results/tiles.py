@@ -44,6 +44,13 @@ TILES = (
     Tile("KV usage, peak", "kv_cache_usage_max", "%", ".1%", (("mean", "kv_cache_usage_mean", ".1%"),)),
     Tile("Prefix cache hits", "prefix_cache_hit_rate", "%", ".1%", (("tokens", "cached_tokens", ",d"),)),
     Tile("Preemptions", "preemptions", "", ",d"),
+    Tile(
+        "Tokens per draft checked",
+        "spec_decode_acceptance_length",
+        "tok",
+        ",.2f",
+        (("% accepted", "spec_decode_acceptance_rate", ".0f"),),
+    ),
 )
 
 

@@ -67,7 +67,7 @@ class LlamaCpp(LlamaServer):
         if (
             not self._prompting
             and not self.explicit
-            and 0 < decodes <= min(self.n_ubatch, room)
+            and 0 < decodes * self.width <= min(self.n_ubatch, room)
             and self._adjacent()
         ):
             return self._decode_all(batch)
@@ -98,7 +98,7 @@ class LlamaCpp(LlamaServer):
         step = Step(self.n_batch)
         for slot in self.slots:
             if slot.state is GENERATING:
-                step.add(Part(slot, 1, decodes=True))
+                step.add(Part(slot, self.width, decodes=True))
         if self.cont_batching or not step.size:
             for slot in self.slots:
                 if step.size >= self.n_batch:
@@ -168,6 +168,11 @@ class LlamaCpp(LlamaServer):
                 step.n_batch //= 2
             self._note("retry", step.offset, step.n_batch)
             size = min(step.n_batch, step.size - step.offset)
+        if self.width > 1 and step.parts and step.parts[0].decodes:
+            size = self._uncut(step, size)
+            if not size:
+                self._fail_all(batch)
+                return batch
         if size:
             self._note("call", size, 0)
             self._compute(batch, step, size)
@@ -176,6 +181,11 @@ class LlamaCpp(LlamaServer):
         if step.offset >= step.size:
             self._step = None
         return batch
+
+    def _uncut(self, step: Step, size: int) -> int:
+        """*size*, or less so that it does not end within a slot's drafts."""
+        decodes = sum(part.decodes for part in step.parts)
+        return size if decodes * self.width <= size else size // self.width * self.width
 
     def _purge(self) -> bool:
         """Clear the first idle slot that holds anything."""
@@ -205,7 +215,7 @@ class LlamaCpp(LlamaServer):
         rows = self._take_decodes(step, size)
         decodes = [row[1] for row in rows]
         whole: list[Request] = []
-        size -= len(rows)
+        size -= len(rows) * self.width
         while size:
             part = step.parts[0]
             request = part.slot.request
@@ -234,11 +244,11 @@ class LlamaCpp(LlamaServer):
         """The decoding slots of the step, which come first, at most *size* of them."""
         rows: list[Row] = []
         parts, tokens = step.parts, self.decoding.tokens
-        while len(rows) < size and parts and parts[0].decodes:
+        while (len(rows) + 1) * self.width <= size and parts and parts[0].decodes:
             slot = parts.popleft().slot
             request = slot.request
             assert request is not None
-            rows.append((slot.index, request, 1, tokens(request), True))
+            rows.append((slot.index, request, self.width, tokens(request), True))
         self.cells.spread([row[0] for row in rows], 1)
         return rows
 
@@ -402,6 +412,11 @@ SYSTEMS = (
         capacity_in_tokens=True,
         offload=cpu_layers,
         offload_options=CPU,
+        speculation=("draft", "eagle", "ngram"),
+        speculative="llamacpp_speculative:SpeculativeLlamaCpp",
+        speculative_fixed={"context_shift": False},
+        drafts_one_by_one=True,
+        draft_vocabulary_slack=128,
     ),
     System(
         name="llama-cpp-python",

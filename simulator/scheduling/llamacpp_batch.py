@@ -61,7 +61,7 @@ def micro_batches(rows: list[Row], n_ubatch: int, *, unified: bool) -> list[Batc
             row = rows[i]
             if row[4]:
                 decodes.append(row[1])
-                context += row[3] + 1
+                context += row[3] + row[2]
                 left[i] = 0
             else:
                 forward.prefills.append((row[1], n, row[3] + row[2] - left[i]))

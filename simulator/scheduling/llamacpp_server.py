@@ -88,6 +88,8 @@ class LlamaServer(Scheduler):
             raise ConfigurationError(f"n_ctx {n_ctx}: the memory holds the KV of {num_kv_cells} tokens")
         if split_mode not in ("none", "layer", "row"):
             raise ConfigurationError(f"split_mode {split_mode!r}: must be none, layer or row")
+        self.width = 1
+        """Tokens that a generating slot has in a batch."""
         self.unified = n_parallel < 1 if kv_unified is None else kv_unified
         total = n_ctx or min(max_model_len, num_kv_cells)
         share = _padded(total if self.unified else total // num_slots)

@@ -235,6 +235,11 @@ class SpeculativeDecodeSet(DecodeSet):
     def generated(self, request: Request) -> int:
         return self.paths[request].generated
 
+    def gain(self, request: Request) -> int:
+        """Tokens that the latest step yielded a member."""
+        path = self.paths[request]
+        return path.generated - path.before_latest
+
     def settled(self, request: Request) -> int:
         """Computed tokens of a member without those of a batch in flight."""
         path = self.paths[request]

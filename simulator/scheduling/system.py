@@ -112,6 +112,8 @@ class System:
     draft_host_us: Mapping[str, float] = field(default_factory=dict)
     """Host time of each forward of a draft that its kernels do not hide, µs, by method, where it is known."""
     draft_host_source: str = ""
+    drafts_one_by_one: bool = False
+    """Whether drafts are made for one sequence after the other."""
     draft_vocabulary_slack: int = 0
     """By how many tokens the vocabulary of a draft model may differ."""
 

@@ -94,7 +94,9 @@ def plan_speculation(
     lookup_us = LOOKUP_US if stated.lookup_us is None else stated.lookup_us
     lookup_s = lookup_us * 1e-6 if stated.method == "ngram" else 0.0
     host_us, host_text = _host(stated, system)
-    drafter = Drafter(spec, own, stated.depth, drafting.mean_width, lookup_s, host_us * 1e-6)
+    drafter = Drafter(
+        spec, own, stated.depth, drafting.mean_width, lookup_s, host_us * 1e-6, system.drafts_one_by_one
+    )
     memory = (0.0, 0.0) if spec is None else draft_bytes_per_gpu(spec, own, precision.kv)
     return SpeculationPlan(stated, drafting, drafter, memory, _chosen(stated, spec), host_text)
 

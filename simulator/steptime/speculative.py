@@ -45,6 +45,8 @@ class Drafter:
     width: float
     lookup_s: float = 0.0
     host_s: float = 0.0
+    one_by_one: bool = False
+    """Whether drafts are made for one sequence after the other."""
 
     @property
     def forwards(self) -> int:
@@ -119,28 +121,39 @@ class SpeculativeStepTime(StepTime):
 
     def drafting(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Seconds of the step in which drafts are made."""
-        drafter = self.drafter
-        total = drafter.lookup_s * (num_decodes + len(prefills)) + drafter.host_s * drafter.forwards
+        total = self._host_s(num_decodes + len(prefills))
         for step, times, batch in self.drafts(num_decodes, decode_context, prefills):
             total += times * step.seconds(*batch)
         return total
 
+    def _host_s(self, sequences: int) -> float:
+        drafter = self.drafter
+        rounds = sequences if drafter.one_by_one else 1
+        return drafter.lookup_s * sequences + drafter.host_s * drafter.forwards * rounds
+
     def drafts(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> list[Draft]:
         if not self.passes:
             return []
-        first, *later = self.passes
-        found: list[Draft] = [(*first, (num_decodes, decode_context, prefills))]
-        if later and later[0][1]:
-            context = decode_context + sum(chunk + before for chunk, before in prefills)
-            found.append((*later[0], (num_decodes + len(prefills), context, ())))
-        return found
+        sequences, context = num_decodes + len(prefills), decode_context
+        for chunk, before in prefills:
+            context += chunk + before
+        one = (1, max(context // sequences, 1), ())
+        (first, times), *later = self.passes
+        if self.drafter.one_by_one:
+            found: list[Draft] = [(first, times * num_decodes, one)] if num_decodes else []
+            found += [(first, times, (0, 0, prefills))] if prefills else []
+            return found + [(step, times * sequences, one) for step, times in later if times]
+        found = [(first, times, (num_decodes, decode_context, prefills))]
+        return found + [(step, times, (sequences, context, ())) for step, times in later if times]
 
     def segment(self, num_decodes: int, decode_context: int, n: int) -> NDArray[np.float64]:
-        total = np.array(super().segment(num_decodes, decode_context, n))
+        total = np.array(super().segment(num_decodes, decode_context, n)) + self._host_s(num_decodes)
+        rounds = num_decodes if self.drafter.one_by_one else 1
         for step, times in self.passes:
             if times:
-                total += times * np.asarray(step.segment(num_decodes, decode_context, n))
-        return total + self.drafter.lookup_s * num_decodes + self.drafter.host_s * self.drafter.forwards
+                rows, context = num_decodes // rounds, max(decode_context // rounds, 1)
+                total += rounds * times * np.asarray(step.segment(rows, context, n))
+        return total
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         parts = super().breakdown(num_decodes, decode_context, prefills)

@@ -83,6 +83,15 @@ def test_host_work_of_a_draft_is_paid_for_every_forward():
     assert "not counted" in resolve(EAGLE).provenance[-1]
 
 
+def test_a_system_that_drafts_for_one_sequence_after_the_other_takes_so_many_times_as_long():
+    stated = {"model": "llama-3.1-8b", "system": "llama.cpp", "tensor_parallel_size": 1}
+    step = resolve("method=draft,model=llama-3.2-1b,tokens=4,acceptance=0.8", **stated).steptime
+    assert step.drafting(6, 6000) == pytest.approx(6 * step.drafting(1, 1000))
+    assert step.segment(6, 6000, 2) == pytest.approx([step.seconds(6, 6000), step.seconds(6, 6006)])
+    apart = step.drafting(6, 6000) + step.drafting(0, 0, [(500, 0)])
+    assert step.drafting(6, 6000, [(500, 0)]) == pytest.approx(apart, rel=0.01)
+
+
 def test_a_look_up_costs_host_time_only_and_less_than_all_its_tokens_where_few_match():
     every = resolve("method=ngram,tokens=4,acceptance=0.5,lookup_us=0").steptime
     slow = resolve("method=ngram,tokens=4,acceptance=0.5,lookup_us=100").steptime

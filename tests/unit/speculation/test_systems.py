@@ -19,6 +19,7 @@ SMALL = {
     "sglang": {"max_total_tokens": 140, "max_running_requests": 6, "chunked_prefill_size": 32},
     "tgi": {"max_batch_total_tokens": 140, "max_batch_prefill_tokens": 64},
     "tgi-2": {"max_batch_total_tokens": 160, "max_batch_prefill_tokens": 64, "block_size": 4},
+    "llama.cpp": {"num_kv_cells": 512, "n_parallel": 3, "n_batch": 64, "n_ubatch": 32, "cache_ram_mib": 0},
     "hf-static": {"max_total_tokens": 130},
     "gpt-fast": {"max_total_tokens": 130},
 }
@@ -57,7 +58,8 @@ def test_all_tokens_come_and_all_memory_returns(name, rate):
     if replica.scheduler.delivery == "step":
         assert replica.series.sum("output_tokens") == trace.output_length.sum()
     assert replica.series.maximum("kv_blocks_used") <= replica.scheduler.num_blocks
-    assert replica.scheduler.blocks_used == 0
+    cached = replica.scheduler.blocks_cached if name == "llama.cpp" else 0  # its idle slots keep their cells
+    assert replica.scheduler.blocks_used in (0, cached)
     assert not replica.scheduler.running and not replica.drafts.paths
 
 
@@ -74,6 +76,17 @@ def test_what_is_accepted_is_the_same_under_every_system(name):
 @pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt-llm-max-utilization"])
 def test_the_pool_was_too_small(name):
     assert replay(name, 0.6)[2].num_preemptions.sum() >= 3
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.6, 1.0])
+def test_slots_that_share_cells_fail_together_where_drafts_find_none(rate):
+    unified = {"n_parallel": -1, "num_kv_cells": 256, "cache_idle_slots": False}
+    trace, replica, records = replay("llama.cpp", rate, **unified)
+    assert records.counts()["finished"] + records.counts()["failed"] == len(trace)
+    assert records.counts()["failed"] > 0 or rate > 0  # with drafts accepted answers leave sooner
+    done = records.status == 0
+    assert (records.output_length[done] == trace.output_length[done]).all()
+    assert replica.scheduler.blocks_used == 0 and not replica.scheduler.running
 
 
 def test_deciding_ahead_loses_nothing_either():
