@@ -176,7 +176,7 @@ class Deployment(Techniques):
             traits = replace(traits, overlap=self.async_scheduling)
         elif plan is not None and plan.speculation.method not in system.speculation_ahead:
             traits = replace(traits, overlap=False)
-        traits = traits_of(self, traits, kernels, profile)
+        traits = traits_of(self, traits, kernels, profile, parallelism.tp)
         laws = LawSet.from_profile(profile)
         return Resolved(
             deployment=self,
@@ -454,7 +454,10 @@ def _check_multiplies(profile: HardwareProfile, weights: str) -> None:
     law = dtype(weights).law.removesuffix("_wo")
     if not dtype(weights).law.endswith("_wo") and law not in profile.peak_flops:
         have = ", ".join(sorted(profile.peak_flops))
-        raise ConfigurationError(f"dtype {weights}: {profile.name} does not multiply in it; it has {have}")
+        stored = f"; {law}_wo only stores it" if law in ("fp8", "int8") else "; nvfp4_wo only stores it"
+        raise ConfigurationError(
+            f"dtype {weights}: {profile.name} does not multiply in it; it has {have}{stored}"
+        )
 
 
 def _check_division(model: ModelSpec, parallelism: Parallelism) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hwprofiles import HardwareProfile, Law
 from simulator.results import Records, StepSeries
 from simulator.steptime import StepTime
+from simulator.steptime.attention import kv_laws
 from simulator.steptime.laws import LawSet
 
 __all__ = ["Excursion", "excursions", "footing", "laws_used"]
@@ -73,14 +74,14 @@ def laws_used(steptime: StepTime) -> list[Law]:
     laws = getattr(steptime, "laws", None)
     if not isinstance(laws, LawSet):
         return []
-    cache = steptime.precision.cache.name
-    keys = [("decode_attention", cache, ""), ("prefill_attention", cache, "")]
+    families = ("decode_attention", "prefill_attention")
+    keys = [(family, cache, "") for family in families for cache in kv_laws(steptime.precision)]
     if steptime.parallelism.context_ranks > 1:
         keys += [("all_gather", "bf16", "nccl"), ("reduce_scatter", "bf16", "nccl")]
     for operator in steptime.operators:
         match operator.kind:
             case "gemm" | "moe":
-                keys.append((operator.kind, operator.dtype, ""))
+                keys.append((operator.kind, "fp16" if operator.bits else operator.dtype, ""))
             case "elementwise":
                 keys.append(("elementwise", "bf16", ""))
             case "sampling":

@@ -55,4 +55,11 @@ def _print_one(system) -> None:  # type: ignore[no-untyped-def]
     if system.same_as:
         typer.echo(f"  decides as {system.same_as}")
     typer.echo(f"  options  {', '.join(system.options)}")
+    typer.echo(
+        f"  techniques  {', '.join(_techniques(system)) or 'none besides the switches of every system'}"
+    )
     typer.echo(f"  speculation  {', '.join(system.speculation) or 'none, or none that is modelled'}")
+
+
+def _techniques(system) -> list[str]:  # type: ignore[no-untyped-def]
+    return [*sorted(system.techniques), *(["kv_cache false"] if system.uncached else [])]

@@ -10,6 +10,7 @@ both into the rows of one tile): it is read once, and the FLOPs are those of so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from simulator.models import ModelSpec, Precision
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.protocol import Laws
 
-__all__ = ["StepAttention"]
+__all__ = ["StepAttention", "kv_laws"]
 
 Array = NDArray[np.float64]
+MEASURED_KV = ("bf16", "fp16", "fp8", "int8")
+"""Formats of keys and values that attention laws are made for."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class StepAttention:
         return total
 
     def _decode_layer(self, num_seqs: Array | float, seen: Array, heads: tuple[Any, ...]) -> Array:
-        shape = (num_seqs, seen, *heads, self.precision.cache.name)
-        law, floor = self.laws.decode_attention(*shape), self.ideal.decode_attention(*shape)
+        shape = (num_seqs, seen, *heads)
+        law, floor = (self._stored(laws.decode_attention, shape) for laws in (self.laws, self.ideal))
         return np.asarray(np.maximum(self.scale * law, floor))
 
     def prefill(self, chunk: Array, context: Array) -> Array:
@@ -66,9 +69,23 @@ class StepAttention:
         return total
 
     def _prefill_layer(self, chunk: Array, context: Array, heads: tuple[Any, ...]) -> Array:
-        shape = (chunk, context, *heads, self.precision.cache.name)
-        law, floor = self.laws.prefill_attention(*shape), self.ideal.prefill_attention(*shape)
+        shape = (chunk, context, *heads)
+        law, floor = (self._stored(laws.prefill_attention, shape) for laws in (self.laws, self.ideal))
         return np.asarray(np.maximum(self.scale * law, floor))
+
+    def _stored(self, law: Callable[..., Any], shape: tuple[Any, ...]) -> Any:
+        """*law* for keys and values in the cache's format."""
+        names, form = kv_laws(self.precision), self.precision.cache
+        if len(names) == 1:
+            return law(*shape, *names)
+        eight, sixteen = (law(*shape, name) for name in names)
+        return np.maximum(eight + (form.bits - 8) / 8 * (sixteen - eight), 0.0)
+
+
+def kv_laws(precision: Precision) -> tuple[str, ...]:
+    """Formats whose laws price the cache: its own, or fp8 and bf16, on whose line by bits the others are put."""
+    name = precision.cache.name
+    return (name,) if name in MEASURED_KV else ("fp8", "bf16")
 
 
 def banded(chunk: Array, context: Array, window: int) -> tuple[Array, Array]:

@@ -34,6 +34,8 @@ def check_speculation(techniques: Techniques) -> None:
     for name in ("enable_lora", "kv_offloading_size"):
         if getattr(techniques, name):
             raise ConfigurationError(f"{name}: not modelled together with speculation")
+    if techniques.kv_cache is False:
+        raise ConfigurationError("kv_cache false: drafts are checked against keys and values that are kept")
 
 
 def _check_guided(techniques: Techniques) -> None:

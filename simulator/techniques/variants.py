@@ -21,6 +21,10 @@ GUIDED_S: Mapping[str, float] = MappingProxyType({"xgrammar": 50e-6, "gbnf": 6e-
 llama.cpp's GBNF scans the vocabulary: 200 tokens of Qwen3-30B-A3B took 7.9 s with and 6.7 s without
 (zolotukhin.ai, 2026-05-03; secondary)."""
 
+EAGER_ALL_REDUCE_S = 20e-6
+"""CPU seconds of an all-reduce that no graph replays (vLLM's custom kernel, H100: 23 us against 4.7 in a graph;
+aiconfigurator @095f58a)."""
+
 
 def vary_attention(model: ModelSpec, variant: str | None) -> ModelSpec:
     """*model* as if it had been trained with other KV heads; projections, KV and attention follow.
@@ -70,7 +74,7 @@ def without_graphs(profile: HardwareProfile) -> HardwareProfile:
 
 
 def traits_of(
-    techniques: Techniques, traits: HostTraits, kernels: Kernels, profile: HardwareProfile
+    techniques: Techniques, traits: HostTraits, kernels: Kernels, profile: HardwareProfile, tp: int = 1
 ) -> HostTraits:
     """*traits* of a system with these switches: its graphs, the launches of a layer, the host's share of a row."""
     changes: dict[str, object] = {}
@@ -78,7 +82,9 @@ def traits_of(
         raise ConfigurationError("enforce_eager false: this system captures no CUDA graphs")
     if techniques.enforce_eager:
         changes |= {"graph_sizes": (), "mixed_graph": False}
-    layer = traits.enforce_eager_layer_s if techniques.enforce_eager and traits.graph_sizes else 0.0
+    layer = 0.0
+    if techniques.enforce_eager and traits.graph_sizes:
+        layer = traits.enforce_eager_layer_s + (2 * EAGER_ALL_REDUCE_S if tp > 1 else 0.0)
     layer = max(layer, traits.eager_layer_s) + kernels.extra_launches() * profile.host.launch_s
     if layer != traits.eager_layer_s:
         changes["eager_layer_s"] = layer

@@ -84,6 +84,19 @@ def test_a_prompt_is_multiplied_in_sixteen_bits_whatever_the_weights_are_stored_
     assert sum(item.seconds for item in products("int8", rows=2048)) < 0.7 * full
 
 
+def test_keys_and_values_in_few_bits_are_read_in_less_time_and_room() -> None:
+    found = [
+        Deployment.of(model="llama-3.1-8b", gpu="h100", kv_cache_dtype=name).resolve()
+        for name in ("bf16", "q8_0", "fp8", "int4")
+    ]
+    times = [resolved.steptime.decode_attention(64, 500_000) for resolved in found]
+    assert times == sorted(times, reverse=True)
+    assert times[2] - times[3] == pytest.approx((8 - 4.15625) / 8 * (times[0] - times[2]), rel=1e-6)
+    assert [resolved.budget.block_bytes / found[0].budget.block_bytes for resolved in found] == [
+        1, 8.5 / 16, 0.5, 4.15625 / 16,
+    ]  # fmt: skip
+
+
 def test_splitting_off_outliers_costs_kernels_that_plain_int8_does_not_have() -> None:
     plain, split = (
         Deployment.of(model="llama-3.1-8b", gpu="a100", dtype=name).resolve().steptime

@@ -86,6 +86,11 @@ def test_without_graphs_a_small_step_waits_for_its_launches() -> None:
     assert eager.budget.items["graph_pool"] == 0 < graphs.budget.items["graph_pool"]
 
 
+def test_eager_all_reduces_are_launched_too() -> None:
+    one, two = (resolve(enforce_eager=True, tensor_parallel_size=tp).steptime for tp in (1, 2))
+    assert two.seconds(1, 100) - one.seconds(1, 100) == pytest.approx(L * 2 * 20e-6, rel=0.05)
+
+
 def test_unfused_eager_kernels_are_launched_one_by_one() -> None:
     fused, unfused = (resolve(enforce_eager=True, kernel_fusion=flag) for flag in (None, False))
     launches = (
@@ -174,6 +179,8 @@ def test_kernels_hold_with_speculation_too_and_adapters_do_not() -> None:
     assert plain.seconds(1, 100) < eager.seconds(1, 100)
     drawn = scores.with_laws(scores.laws)
     assert plain.seconds(8, 80_000) < scores.seconds(8, 80_000) == drawn.seconds(8, 80_000)
+    with pytest.raises(ConfigurationError, match="kv_cache false: drafts are checked against keys"):
+        resolve(system="hf-static", kv_cache=False, **stated)
     for more in ({"enable_lora": True}, {"kv_offloading_size": 1.0}):
         with pytest.raises(ConfigurationError, match="not modelled together with speculation"):
             resolve(**stated, **more)
