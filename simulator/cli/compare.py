@@ -22,6 +22,10 @@ Base = Annotated[
     Path | None, typer.Option("--deployment", "-c", help="What --system, --gpu and --model vary.")
 ]
 Names = Annotated[str | None, typer.Option(help="Alternatives, separated by commas.")]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(help="Any option of a deployment: flash_attention=true,false; may be repeated."),
+]
 Rate = Annotated[float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.")]
 Count = Annotated[int | None, typer.Option(help="Only the first so many requests.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -34,6 +38,7 @@ def compare(
     system: Names = None,
     gpu: Names = None,
     model: Names = None,
+    vary: Vary = None,
     request_rate: Rate = None,
     num_prompts: Count = None,
     as_json: AsJson = False,
@@ -42,7 +47,7 @@ def compare(
     from simulator.comparison import compare as compare_results
 
     results = _simulate(
-        trace, _alternatives(files, deployment, system, gpu, model), request_rate, num_prompts
+        trace, _alternatives(files, deployment, system, gpu, model, vary), request_rate, num_prompts
     )
     rows = compare_results(results)
     if as_json:
@@ -61,6 +66,7 @@ def explain(
     system: Names = None,
     gpu: Names = None,
     model: Names = None,
+    vary: Vary = None,
     request_rate: Rate = None,
     num_prompts: Count = None,
     as_json: AsJson = False,
@@ -69,7 +75,7 @@ def explain(
     from simulator.comparison import explain as explain_results
     from simulator.errors import ConfigurationError
 
-    deployments = _alternatives(files, deployment, system, gpu, model)
+    deployments = _alternatives(files, deployment, system, gpu, model, vary)
     if len(deployments) != 2:
         raise ConfigurationError(f"sim explain compares 2 alternatives, got {len(deployments)}")
     before, after = _simulate(trace, deployments, request_rate, num_prompts)
@@ -81,9 +87,14 @@ def explain(
 
 
 def _alternatives(
-    files: list[Path] | None, base: Path | None, system: str | None, gpu: str | None, model: str | None
+    files: list[Path] | None,
+    base: Path | None,
+    system: str | None,
+    gpu: str | None,
+    model: str | None,
+    vary: list[str] | None,
 ) -> list[Deployment]:
-    """Deployments from files, and from every combination of the names given."""
+    """Deployments from files, and from every combination of the names and values given."""
     import itertools
 
     from simulator.deployment import Deployment
@@ -91,7 +102,10 @@ def _alternatives(
 
     found = [Deployment.load(path) for path in files or ()]
     names = {"system": system, "gpu": gpu, "model": model}
-    varied = {key: [part.strip() for part in text.split(",")] for key, text in names.items() if text}
+    varied: dict[str, list[Any]] = {
+        key: [part.strip() for part in text.split(",")] for key, text in names.items() if text
+    }
+    varied |= dict(_values(text) for text in vary or ())
     stated = Deployment.load(base).model_dump(exclude_unset=True) if base else {}
     if varied:
         for values in itertools.product(*varied.values()):
@@ -103,6 +117,18 @@ def _alternatives(
             f"give at least 2 alternatives, got {len(found)}: deployment files, or names as in --system a,b"
         )
     return found
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    """``flash_attention=true,false`` as a name and its values."""
+    import yaml
+
+    from simulator.errors import ConfigurationError
+
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigurationError(f"--vary {text!r}: must be NAME=VALUE,VALUE")
+    return name.strip().replace("-", "_"), [yaml.safe_load(part) for part in values.split(",")]
 
 
 def _simulate(
@@ -123,14 +149,29 @@ def _speculation(result: Result) -> dict[str, str]:
 
 def _labels(results: list[Result]) -> list[tuple[str, Result]]:
     """What tells the alternatives apart."""
+    from simulator.techniques import Techniques
+
     configs = [{**result.resolved.config, **_speculation(result)} for result in results]
-    keys = [key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1]
+    known = dict.fromkeys(key for config in configs for key in config)
+    keys = [key for key in known if len({str(config.get(key)) for config in configs}) > 1]
+    switches = [key for key in keys if key in Techniques.model_fields]
     names = ("model", "gpu", "system", "tensor_parallel_size", "dtype", "speculation")
-    main = [key for key in names if key in keys] or keys[:2]
+    main = [key for key in names if key in keys]
+    main = main + switches or keys[:2]
     labels = [
-        " ".join(str(config.get(key)) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)
+        " ".join(_label(config, key) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)
     ]
     return list(zip(labels, results, strict=True))
+
+
+def _label(config: dict[str, Any], key: str) -> str:
+    """The value where it speaks for itself; a switch with its name."""
+    from simulator.techniques import Techniques
+
+    value = config.get(key)
+    if key not in Techniques.model_fields:
+        return str(value)
+    return f"{key} {'as it is' if value is None else str(value).lower()}"
 
 
 def _print_rows(labels: list[str], rows: list[Row]) -> None:

@@ -152,6 +152,13 @@ def run(
     num_prompts: Annotated[
         int | None, typer.Option(help="Only the first so many requests.", rich_help_panel=TRAFFIC)
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Outputs of every request (n).", rich_help_panel=TRAFFIC)
+    ] = None,
+    num_adapters: Annotated[
+        int | None,
+        typer.Option(help="LoRA adapters, of which every session uses one.", rich_help_panel=TRAFFIC),
+    ] = None,
     trace_format: Annotated[
         str | None,
         typer.Option("--format", help="Format of the trace, where it is ambiguous.", rich_help_panel=TRAFFIC),
@@ -342,6 +349,10 @@ def _trace(options: dict[str, Any]) -> Trace:
     )
     if options["max_concurrency"] is not None:
         trace = trace.with_max_concurrency(options["max_concurrency"])
+    if options["samples"] is not None:
+        trace = trace.with_samples(options["samples"])
+    if options["num_adapters"] is not None:
+        trace = trace.with_adapters(options["num_adapters"], options["seed"])
     return trace
 
 

@@ -229,6 +229,21 @@ class Trace:
         """The same with at most *limit* requests in flight."""
         return self.replace(max_concurrency=limit)
 
+    def with_samples(self, n: int) -> Trace:
+        """The same with *n* outputs of every request."""
+        if n < 1:
+            raise ConfigurationError(f"samples {n}: must be at least 1")
+        return self.replace(n=np.full(len(self), n))
+
+    def with_adapters(self, count: int, seed: int = 0) -> Trace:
+        """The same with one of *count* LoRA adapters, evenly drawn, for every session or single request."""
+        if count < 1:
+            raise ConfigurationError(f"num_adapters {count}: must be at least 1")
+        groups = np.where(self.session < 0, -1 - np.arange(len(self)), self.session)
+        _, group = np.unique(groups, return_inverse=True)
+        drawn = np.random.default_rng(seed).integers(0, count, len(self))[group]
+        return self.replace(lora=Categorical.of([f"adapter-{i}" for i in drawn.tolist()]))
+
     def to_jsonl(self, path: str | Path) -> None:
         """Write the canonical JSONL (see `simulator.workload.export`)."""
         from simulator.workload.export import write_jsonl

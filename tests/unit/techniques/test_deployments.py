@@ -48,6 +48,23 @@ def test_every_switch_has_an_option_of_the_command_line() -> None:
     assert set(OPTIONS) == set(Techniques.model_fields)
 
 
+def test_alternatives_are_labelled_by_their_switches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = Path(__file__).parents[3] / "examples" / "chat-2k.jsonl"
+    monkeypatch.setenv("COLUMNS", "150")
+    words = ["sim", "compare", str(trace), "--num-prompts", "10", "--vary"]
+    monkeypatch.setattr(sys, "argv", [*words, "kernel-fusion=true,false"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    assert "kernel_fusion true  kernel_fusion false" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words, "kernel_fusion"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "sim: error: --vary 'kernel_fusion': must be NAME=VALUE,VALUE\n"
+
+
 def test_a_contradiction_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +120,10 @@ def test_samples_and_adapters_can_be_generated() -> None:
     assert all(names[i] == names[i - 1] for i in range(60) if trace.turn[i])
     plain = generate_trace(60, input_length=Lengths.parse("50"), output_length=Lengths.parse("5"))
     assert not len(plain.lora.names) and set(plain.n.tolist()) == {1}
+    given = plain.with_samples(3).with_adapters(2, seed=1)
+    assert set(given.n.tolist()) == {3} and set(given.lora) == {"adapter-0", "adapter-1"}
+    turns = trace.with_adapters(4)
+    assert all(turns.lora[i] == turns.lora[i - 1] for i in range(60) if turns.turn[i])
     for stated in ({"samples": 0}, {"num_adapters": -1}):
         with pytest.raises(ConfigurationError, match="must be at least"):
             generate_trace(5, input_length=Lengths.parse("5"), output_length=Lengths.parse("5"), **stated)
