@@ -319,6 +319,7 @@ class SteadyState:
         return {
             "request_rate": self.traffic.request_rate, "stability_limit": self.stability_limit, "load": self.load,
             "stable": self.stable, "batch": self.batch, "max_batch": self.max_batch, "step_s": self.step_s,
+            "tokens_per_step": self.resolved.tokens_per_step,
             "ttft_s": _finite(self.ttft_s), "tpot_s": _finite(self.tpot_s), "e2el_s": _finite(self.e2el_s),
             "output_tokens_per_s": min(self.traffic.request_rate, self.stability_limit) * self.traffic.output,
             "utilisation": self.utilisation, "time_shares": self.shares, "caveats": self.caveats,

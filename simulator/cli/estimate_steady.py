@@ -99,6 +99,7 @@ def _rows(state: SteadyState, price: float | None) -> list[tuple[str, str]]:
         ("load", f"{d['load']:.0%}"),
         ("decoding requests", f"{d['batch']:.1f} of at most {d['max_batch']:.0f}"),
         ("step, ms", f"{1000 * d['step_s']:.2f}"),
+        *_speculation(state),
         ("TTFT mean, ms", _ms(state.ttft_s)),
         ("TPOT mean, ms", _ms(state.tpot_s)),
         ("end-to-end mean, ms", _ms(state.e2el_s)),
@@ -109,6 +110,12 @@ def _rows(state: SteadyState, price: float | None) -> list[tuple[str, str]]:
         return [*rows, ("$ per million tokens", "no price for this GPU")]
     cost = state.cost_per_million(price)
     return [*rows, *((f"$ per million {name} tokens", f"{value:.3f}") for name, value in cost.items())]
+
+
+def _speculation(state: SteadyState) -> list[tuple[str, str]]:
+    if state.resolved.speculation is None:
+        return []
+    return [("tokens per step and request", f"{state.resolved.tokens_per_step:.2f}")]
 
 
 def _ms(seconds: float) -> str:

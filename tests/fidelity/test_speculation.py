@@ -70,3 +70,33 @@ def test_a_forward_of_a_draft_model_takes_its_share_of_a_forward_of_the_target(t
     deployment = Deployment.of(model=target, gpu="h100", tensor_parallel_size=tp, speculation=speculation)
     step = deployment.resolve().steptime
     assert step.drafting(1, CONTEXT) / 3 / step.plain.seconds(1, CONTEXT) == pytest.approx(ratio, rel=0.06)
+
+
+EAGLE_3_TABLE_3 = {
+    "EAGLE": (1.40, 1.38, 1.23, 1.02, 0.93, 0.94, 0.88, 0.99, 0.99),
+    "EAGLE-3": (1.81, 1.82, 1.62, 1.48, 1.39, 1.32, 1.38, 1.34, 1.38),
+}
+"""Throughput with three drafts over that without, SGLang 0.4.4, Llama-3.1-8B on an H100, MT-bench, at batch sizes 2, 4,
+8, 16, 24, 32, 48, 56 and 64 (Li et al., arXiv 2503.01840, table 3)."""
+SIZES = (2, 4, 8, 16, 24, 32, 48, 56, 64)
+
+
+@pytest.mark.parametrize("name", EAGLE_3_TABLE_3)
+def test_the_gain_in_sglang_falls_with_the_batch_but_not_as_far_as_measured(name):
+    # What was accepted is not published: it follows from the gain at batch 2. Beyond 8 the measured gain falls faster
+    # than that of the device: SGLang 0.4.4 checked drafts without overlap, its host work per sequence is not known.
+    stated = {"model": "llama-3.1-8b", "gpu": "h100", "system": "sglang"}
+    plain = Deployment.of(**stated).resolve().steptime
+    drafted = Deployment.of(**stated, speculation="method=eagle,tokens=3,acceptance=0.5").resolve().steptime
+    measured = EAGLE_3_TABLE_3[name]
+    steps = [drafted.seconds(n, n * CONTEXT) / plain.seconds(n, n * CONTEXT) for n in SIZES]
+    ours = [measured[0] * steps[0] / ratio for ratio in steps]
+    assert ours[1] == pytest.approx(measured[1], rel=0.02) and ours[2] == pytest.approx(measured[2], rel=0.13)
+    assert all(found < 1.55 * seen for found, seen in zip(ours, measured, strict=True))
+    assert ours[-1] < ours[0]
+
+
+def test_one_request_without_speculation_in_sglang():
+    # the same paper, table 4: 158.34 tokens/s
+    step = Deployment.of(model="llama-3.1-8b", gpu="h100", system="sglang").resolve().steptime
+    assert 1 / step.seconds(1, CONTEXT) == pytest.approx(158.34, rel=0.02)
