@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from calibrate.recorded import SameSteps, recorded_trace, resolve_recorded, simulate_same_steps
 from calibrate.step_errors import predict_recorded
 from hwprofiles import EndToEnd
-from hwprofiles.datasheet import save_profile
+from hwprofiles.datasheet import write_profile
 from hwprofiles.registry import parse_profile
 from simulator.errors import ConfigurationError
 from simulator.simulation import Result, simulate
 
-__all__ = ["LATENCIES", "Comparison", "compare_run", "write_end_to_end"]
+__all__ = ["LATENCIES", "Comparison", "by_request", "compare_run", "write_end_to_end"]
 
 Vector = NDArray[np.float64]
 LATENCIES = ("ttft", "tpot", "e2el")
@@ -77,17 +77,23 @@ class Comparison:
         )
 
     def agreement(self) -> pd.DataFrame:
-        """Request by request: median and 90th percentile of |error|, and the distance of the two distributions.
+        """Request by request, as `by_request`."""
+        return by_request(self.requests)
 
-        The distance is Kolmogorov's: the largest difference of the shares of requests within any time.
-        """
-        rows = []
-        for name in LATENCIES:
-            pair = self.requests[[name, f"{name}_simulated"]].dropna().to_numpy(float)
-            if len(pair):
-                errors = np.abs(pair[:, 1] / pair[:, 0] - 1)
-                rows.append((name, *np.quantile(errors, (0.5, 0.9)), distance(pair[:, 0], pair[:, 1])))
-        return pd.DataFrame(rows, columns=["metric", "median", "p90", "distance"])
+
+def by_request(requests: pd.DataFrame) -> pd.DataFrame:
+    """Median and 90th percentile of |error| over *requests*, and the distance of the two distributions, by latency.
+
+    Each latency has a column and one ending in ``_simulated``. The distance is Kolmogorov's: the largest difference of
+    the shares of requests within any time.
+    """
+    rows = []
+    for name in LATENCIES:
+        pair = requests[[name, f"{name}_simulated"]].dropna().to_numpy(float)
+        if len(pair):
+            errors = np.abs(pair[:, 1] / pair[:, 0] - 1)
+            rows.append((name, *np.quantile(errors, (0.5, 0.9)), distance(pair[:, 0], pair[:, 1])))
+    return pd.DataFrame(rows, columns=["metric", "median", "p90", "distance"])
 
 
 def write_end_to_end(profile: Path, comparisons: Sequence[Comparison]) -> None:
@@ -96,9 +102,7 @@ def write_end_to_end(profile: Path, comparisons: Sequence[Comparison]) -> None:
     fresh = {(run.system, run.load): run for run in (one.end_to_end() for one in comparisons)}
     kept = {(run.system, run.load): run for run in written.end_to_end}
     runs = [run for _, run in sorted((kept | fresh).items(), key=lambda item: str(item[0]))]
-    if profile.stem != written.name:
-        raise ConfigurationError(f"{profile}: holds the profile {written.name!r}: rename one of the two")
-    save_profile(written.model_copy(update={"end_to_end": runs}), profile.parent)
+    write_profile(written.model_copy(update={"end_to_end": runs}), profile)
 
 
 def distance(a: Vector, b: Vector) -> float:

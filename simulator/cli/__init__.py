@@ -14,6 +14,7 @@ from simulator.cli import (
     calibrate_fit,
     calibrate_host,
     calibrate_observe,
+    calibrate_predict,
     calibrate_run,
     calibrate_serving,
     calibrate_validate,
@@ -55,6 +56,7 @@ calibrate.command("validate")(calibrate_validate.validate)
 calibrate.command("observe")(calibrate_observe.observe)
 calibrate.command("import")(calibrate_observe.import_results)
 calibrate.command("fit-host")(calibrate_host.fit_host)
+calibrate.command("predict")(calibrate_predict.predict)
 calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from calibrate.observe.observation import Observation
     from simulator.deployment import Deployment
 
-__all__ = ["fit_host"]
+__all__ = ["fit_host", "stated_deployment"]
 
 
 def fit_host(
@@ -51,7 +51,7 @@ def fit_host(
     from calibrate.fit.host_profile import write_host_profile
     from calibrate.observe.result_files import read_recorded
 
-    described = _deployment(options)
+    described = stated_deployment(options)
     observation = read_recorded(recording)
     fit = fit_host_costs(observation, described, hold_out)
     write_host_profile(fit, observation, described.gpu, out)
@@ -59,7 +59,8 @@ def fit_host(
     typer.echo(f"written to {out}: use it as --gpu {_as_path(out)}")
 
 
-def _deployment(options: dict[str, Any]) -> Deployment:
+def stated_deployment(options: dict[str, Any]) -> Deployment:
+    """What *options* and their file state; GPU, model and system must be among it."""
     from simulator.deployment import Deployment
     from simulator.errors import ConfigurationError
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from calibrate.observe.prediction import Prediction
     from calibrate.validation import Comparison
 
-__all__ = ["validate"]
+__all__ = ["print_agreement", "validate"]
 
 
 def validate(
@@ -41,13 +42,19 @@ def validate(
     ] = False,
 ) -> None:
     """Run a trace through the real engine and through the simulator, and print where they differ."""
+    from calibrate.observe.journal import is_observation
     from calibrate.recorded import read_recording
     from calibrate.validation import compare_run, write_end_to_end
-    from simulator.errors import ConfigurationError
+    from simulator.errors import ConfigurationError, InputError
 
     if (trace is None) == (recorded is None):
         raise ConfigurationError("give either --trace, run here, or --recorded, a run recorded before")
     if recorded is not None:
+        if is_observation(recorded):
+            needed = (
+                "is what a client saw of a server: hold it against a profile with `sim calibrate predict`"
+            )
+            raise InputError(recorded, needed)
         recording = read_recording(recorded)
     else:
         if model is None:
@@ -96,12 +103,12 @@ def _print(comparison: Comparison) -> None:
     for name, statistic, measured, simulated, off in comparison.metrics.to_numpy(object).tolist():
         error = "" if off != off else f"{100 * off:+.1f} %"
         typer.echo(f"{name:12}{statistic:11}{measured:12.5g}{simulated:12.5g}{error:>9}")
-    _print_agreement(comparison)
+    print_agreement(comparison)
     _print_steps(comparison)
     typer.echo(f"\n{comparison.same.text()}")
 
 
-def _print_agreement(comparison: Comparison) -> None:
+def print_agreement(comparison: Comparison | Prediction) -> None:
     """Request by request, and how far the two distributions are apart."""
     typer.echo(
         f"\n{'by request':12}{'median |error|':>15}{'p90 |error|':>13}{'distance of distributions':>27}"

@@ -26,7 +26,7 @@ from calibrate.validation import compare_run, distance, write_end_to_end  # noqa
 from engine import LLM  # noqa: E402
 from hwprofiles import load_profile  # noqa: E402
 from simulator.cli import app  # noqa: E402
-from simulator.errors import ConfigurationError, InputError  # noqa: E402
+from simulator.errors import InputError  # noqa: E402
 from simulator.simulation import simulate  # noqa: E402
 from simulator.steptime import StepTime  # noqa: E402
 from simulator.steptime.laws import LawSet  # noqa: E402
@@ -138,8 +138,10 @@ def test_errors_are_written_into_the_profile(
     [run] = load_profile(mine).end_to_end
     assert (run.system, run.load, run.requests, run.same_decisions) == ("vllm", 0.8, 16, True)
     assert run.errors["ttft mean"] == pytest.approx(comparison.error("ttft", "mean"), abs=1e-4)
-    with pytest.raises(ConfigurationError, match="rename one of the two"):
-        write_end_to_end(Path(shutil.copy(mine, tmp_path / "other.yaml")), [comparison])
+    other = Path(shutil.copy(mine, tmp_path / "other.yaml"))  # a file may have another name than its profile
+    write_end_to_end(other, [replace(comparison, recording={**recording, "load": 0.5})])
+    assert [run.load for run in load_profile(other).end_to_end] == [0.5, 0.8]
+    assert len(load_profile(mine).end_to_end) == 1
 
 
 def test_a_recording_cut_short_is_refused(tmp_path: Path, profile: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -15,65 +12,12 @@ from typer.testing import CliRunner
 from calibrate.fit.host import HostFit, fit_host_costs
 from calibrate.observe.journal import write_observation
 from calibrate.observe.kv_budget import kv_budget_seen
-from calibrate.observe.observation import Header, MetricsSample, Observation, ObservedRequest
+from calibrate.observe.observation import Observation
 from hwprofiles import load_profile
 from simulator.cli import app
-from simulator.deployment import Deployment
 from simulator.errors import ConfigurationError
-from simulator.simulation import simulate
-from simulator.workload import Trace
 
-STEP, SEQUENCE, FRONT = 3e-3, 20e-6, 0.03
-VLLM = Deployment.of(model="llama-3.1-8b", gpu="h100", system="vllm")
-See = Callable[..., Observation]
-
-
-def see(
-    deployment: Deployment,
-    n: int = 80,
-    rate: float = 20.0,
-    noise: float = 0.0,
-    front: float = FRONT,
-    **header: Any,
-) -> Observation:
-    """What a client sees of *deployment* on a machine whose host costs are the known ones."""
-    rng = np.random.default_rng(4)
-    arrivals = np.cumsum(rng.exponential(1 / rate, n))
-    trace = Trace.from_columns(arrivals, rng.integers(50, 1500, n), rng.integers(2, 120, n))
-    resolved = deployment.resolve()
-    traits = resolved.steptime.traits
-    engine = replace(traits.engine, step_s=STEP, seq_s=SEQUENCE)
-    traits = replace(traits, engine=engine)
-    if not traits.overlap:
-        traits = replace(traits, per_step_s=0.0, per_seq_s=0.0)
-    result = simulate(trace, replace(resolved, steptime=resolved.steptime.with_traits(traits)))
-    series = result.timeseries
-    samples = [
-        MetricsSample(time, running, waiting, used / resolved.num_gpu_blocks)
-        for time, running, waiting, used in series[
-            ["time", "num_running", "num_waiting", "kv_blocks_used"]
-        ].to_numpy()
-    ]
-    requests = [_request(row, front, np.exp(noise * rng.normal())) for _, row in result.requests.iterrows()]
-    return Observation(Header("a known machine", "2026-01-01", n, **header), requests, samples)
-
-
-def _request(row: Any, front: float, error: float) -> ObservedRequest:
-    sent = float(row.arrival_time)
-    first = float(row.first_token_time) + front
-    last = first + (float(row.finish_time) - float(row.first_token_time)) * error
-    lengths = (int(row.input_length), int(row.output_length))
-    return ObservedRequest(
-        str(row.request_id),
-        sent,
-        *lengths,
-        sent=sent,
-        first_token=first,
-        finish=last,
-        output_length=lengths[1],
-        token_times=None,
-        status="finished",
-    )
+from .known import FRONT, SEQUENCE, STEP, VLLM, see
 
 
 @pytest.mark.parametrize("system", ["vllm", "tgi"])
