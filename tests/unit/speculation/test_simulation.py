@@ -96,8 +96,8 @@ def test_what_is_accepted_does_not_depend_on_scheduling():
 
 
 def test_it_gains_on_an_idle_replica_and_loses_on_a_full_one():
-    # 256 sequences with 9 tokens each are bound by FLOPs, one is bound by the bytes of the weights
-    speculation = "method=draft,model=llama-3.2-1b,tokens=8,acceptance=0.7"
+    # 256 sequences with 6 tokens each are bound by FLOPs, one is bound by the bytes of the weights
+    speculation = "method=draft,model=llama-3.2-1b,tokens=5,acceptance=0.7"
     single, full = (Trace.from_columns(np.zeros(n), np.full(n, 200), np.full(n, 100)) for n in (1, 256))
     gain = [
         run(speculation, trace).summary["output_throughput"] / run(None, trace).summary["output_throughput"]
