@@ -40,6 +40,7 @@ $(VENV)/.test: $(VENV)/.run
 # On a GPU, by plain python3 with numpy and torch; elsewhere each says why not and succeeds.
 GPU_MODEL ?= llama-3.1-8b
 GPU_OUT ?= runs/gpu
+GPU_SYSTEMS ?= vllm
 GPU_LIMITS := --max-num-seqs 256 --max-num-batched-tokens 2048 --max-model-len 8192
 HAVE_GPU = $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null
 NO_GPU = { echo "$@: skipped: $(PYTHON) has no torch that finds a GPU"; exit 0; }
@@ -60,9 +61,10 @@ gpu-calibrate:
 	@$(HAVE_GPU) || exit 0; echo "fit anywhere: sim calibrate fit $(GPU_OUT)/raw --out $(GPU_OUT)/profile.yaml"
 
 gpu-validate:
-	@$(HAVE_GPU) || $(NO_GPU); $(PYTHON) -m calibrate replay --device cuda --model $(GPU_MODEL) \
-		--trace examples/chat-2k.jsonl --limit 500 --out $(GPU_OUT)/recording.json $(GPU_LIMITS)
-	@$(HAVE_GPU) || exit 0; echo "compare: sim calibrate validate PROFILE --recorded $(GPU_OUT)/recording.json"
+	@$(HAVE_GPU) || $(NO_GPU); timeout 530 $(PYTHON) -m calibrate loads --device cuda --model $(GPU_MODEL) \
+		--system $(GPU_SYSTEMS) --loads 0.5,0.8,0.95 --trace examples/chat-2k.jsonl --budget 8m \
+		--out $(GPU_OUT)/loads $(GPU_LIMITS)
+	@$(HAVE_GPU) || exit 0; echo "compare: sim calibrate validate PROFILE --recorded $(GPU_OUT)/loads"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

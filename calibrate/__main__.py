@@ -1,6 +1,8 @@
-"""``python -m calibrate``: ``measure`` takes raw samples, ``replay`` records a trace on the engine.
+"""``python -m calibrate``: measure this machine, and record the engine on it.
 
-Both need nothing but numpy and torch, so they run on a bare GPU machine.
+``measure`` takes raw samples; ``replay`` records a trace, ``loads`` the engine at shares of its own capacity.
+
+They need nothing but numpy and torch, so they run on a bare GPU machine.
 """
 
 from __future__ import annotations
@@ -15,15 +17,28 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and status 2."""
-    from calibrate.measure.command import add_options, add_replay_options, measure, record
+    from calibrate.measure import command
 
     parser = argparse.ArgumentParser(prog="python -m calibrate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_options(commands.add_parser("measure", help="measure this device through the bundled engine"))
-    add_replay_options(commands.add_parser("replay", help="record a trace on the engine, for validation"))
+    jobs = {
+        "measure": ("measure this device through the bundled engine", command.add_options, command.measure),
+        "replay": (
+            "record a trace on the engine, for validation",
+            command.add_replay_options,
+            command.record,
+        ),
+        "loads": (
+            "record the engine at shares of its own capacity, for validation",
+            command.add_loads_options,
+            command.record_loads,
+        ),
+    }
+    for name, (text, add, _) in jobs.items():
+        add(commands.add_parser(name, help=text))
     options = parser.parse_args(arguments)
     try:
-        return measure(options) if options.command == "measure" else record(options)
+        return jobs[options.command][2](options)
     except SimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -32,6 +32,7 @@ __all__ = [
     "RecordedDeployment",
     "RecordedSteps",
     "SameSteps",
+    "find_recordings",
     "read_recording",
     "recorded_trace",
     "resolve_recorded",
@@ -104,6 +105,16 @@ class SameSteps:
             return f"decisions: given the recorded step times, all {self.count} batches are the engine's"
         where = f"decisions: batch {self.difference + 1} of {self.count} is not the engine's"
         return f"{where}; the simulator's: {self.decided or 'none'}"
+
+
+def find_recordings(places: Sequence[Path]) -> list[Path]:
+    """The files themselves, and those that end in ``.json.gz`` of the folders, sorted."""
+    found: list[Path] = []
+    for place in places:
+        found += sorted(place.glob("*.json.gz")) if place.is_dir() else [place]
+        if not found:
+            raise InputError(place, "holds no recording (.json.gz)")
+    return found
 
 
 def read_recording(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hwprofiles.registry import parse_profile
 from simulator.errors import ConfigurationError
 from simulator.simulation import Result, simulate
 
-__all__ = ["LATENCIES", "Comparison", "by_request", "compare_run", "write_end_to_end"]
+__all__ = ["HEADLINE", "LATENCIES", "Comparison", "by_request", "compare_run", "write_end_to_end"]
 
 Vector = NDArray[np.float64]
 LATENCIES = ("ttft", "tpot", "e2el")
@@ -144,7 +144,8 @@ def _by_request(measured: pd.DataFrame, simulated: pd.DataFrame) -> pd.DataFrame
 
 
 def _metrics(recording: Mapping[str, Any], requests: pd.DataFrame, result: Result) -> pd.DataFrame:
-    measured, simulated = _measured_latencies(requests), _simulated_latencies(result.requests)
+    done = (requests["status"] == "finished").to_numpy()  # of a run cut short, who had ended
+    measured, simulated = _measured_latencies(requests[done]), _simulated_latencies(result.requests[done])
     rows = [
         (name, statistic, value, _statistics(simulated[name])[statistic])
         for name, values in measured.items()

@@ -67,20 +67,26 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, tokens: Tensor, layout: Layout, cache: KVCache) -> Tensor:
         """Hidden states ``[T, hidden]`` of *tokens* int64 ``[T]``, after the final norm."""
-        kernels, eps = self.kernels, self.config.rms_eps
         x = self.weights.embedding[tokens]
         residual: Tensor | None = None
-        for index, layer in enumerate(self.weights.layers):
-            if residual is None:
-                residual, x = x, kernels.rms_norm(x, layer.input_norm, eps)
-            else:
-                x, residual = kernels.add_rms_norm(x, residual, layer.input_norm, eps)
-            x = self._attention(layer, index, x, layout, cache)
-            x, residual = kernels.add_rms_norm(x, residual, layer.post_norm, eps)
-            x = self._experts(layer, x) if layer.router is not None else self._mlp(layer.experts[0], x)
-            x = self.parallel.reduce(x)
+        for index in range(len(self.weights.layers)):
+            x, residual = self.layer(index, x, residual, layout, cache)
         assert residual is not None
-        return kernels.add_rms_norm(x, residual, self.weights.final_norm, eps)[0]
+        return self.kernels.add_rms_norm(x, residual, self.weights.final_norm, self.config.rms_eps)[0]
+
+    def layer(
+        self, index: int, x: Tensor, residual: Tensor | None, layout: Layout, cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """(output, residual) of one layer, both ``[T, hidden]``; the first layer has no residual before it."""
+        kernels, eps, layer = self.kernels, self.config.rms_eps, self.weights.layers[index]
+        if residual is None:
+            residual, x = x, kernels.rms_norm(x, layer.input_norm, eps)
+        else:
+            x, residual = kernels.add_rms_norm(x, residual, layer.input_norm, eps)
+        x = self._attention(layer, index, x, layout, cache)
+        x, residual = kernels.add_rms_norm(x, residual, layer.post_norm, eps)
+        x = self._experts(layer, x) if layer.router is not None else self._mlp(layer.experts[0], x)
+        return self.parallel.reduce(x), residual
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

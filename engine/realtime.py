@@ -148,9 +148,13 @@ def replay(
     arrivals: Sequence[Arrival],
     clock: Clock | None = None,
     on_step: Callable[[StepTrace], None] | None = None,
+    until: float = math.inf,
 ) -> Replay:
-    """Run *arrivals* (in order of time) to the end; *on_step* hears of every iteration."""
-    return _Run(executor, arrivals, clock or RealClock(), on_step).run()
+    """Run *arrivals* (in order of time) to the end; *on_step* hears of every iteration.
+
+    At *until* seconds after the start the run is cut off: who has not ended by then is left as it is.
+    """
+    return _Run(executor, arrivals, clock or RealClock(), on_step, until).run()
 
 
 class _Run:
@@ -160,8 +164,10 @@ class _Run:
         arrivals: Sequence[Arrival],
         clock: Clock,
         on_step: Callable[[StepTrace], None] | None,
+        until: float,
     ) -> None:
         self.executor, self.arrivals, self.clock, self.on_step = executor, arrivals, clock, on_step
+        self.until = until
         executor.clock, executor.computed = clock, clock.stepped
         self.start = clock()
         self.requests: list[RequestTrace] = []
@@ -170,6 +176,8 @@ class _Run:
 
     def run(self) -> Replay:
         while len(self.requests) < len(self.arrivals) or self.executor.has_work:
+            if self.clock() - self.start >= self.until:
+                break
             self._take_arrivals()
             self._step()  # also with nothing to do: policies may count on being asked then
         return Replay(self.requests, self.steps)

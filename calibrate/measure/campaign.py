@@ -86,9 +86,15 @@ class Campaign:
 
 
 def plan_shots(
-    operators: Iterable[Shot], seconds: float, ceilings: Mapping[str, float], repeat: float
+    operators: Iterable[Shot],
+    seconds: float,
+    ceilings: Mapping[str, float],
+    repeat: float,
+    pause: float = 0.0,
 ) -> list[Shot]:
     """The densest levels of *operators* that fit into *seconds*; *repeat* is spent repeating each.
+
+    *pause* seconds pass before every call: what runs between two of them.
 
     Within the level that no longer fits whole, every table keeps an even share of its shots.
     """
@@ -98,29 +104,29 @@ def plan_shots(
     for shot in operators:
         by_level.setdefault(shot.level, []).append(shot)
     for _, shots in sorted(by_level.items()):
-        cost = sum(estimate(shot, ceilings, repeat) for shot in shots)
+        cost = sum(estimate(shot, ceilings, repeat, pause) for shot in shots)
         if cost > left:
             stride = math.ceil(cost / left)
-            return chosen + list(_affordable(shots[::stride], left, ceilings, repeat))
+            return chosen + list(_affordable(shots[::stride], left, ceilings, repeat, pause))
         chosen += shots
         left -= cost
     return chosen
 
 
 def _affordable(
-    shots: Iterable[Shot], left: float, ceilings: Mapping[str, float], repeat: float
+    shots: Iterable[Shot], left: float, ceilings: Mapping[str, float], repeat: float, pause: float
 ) -> Iterator[Shot]:
     """As many of *shots*, from the first on, as *left* seconds allow."""
     for shot in shots:
-        left -= estimate(shot, ceilings, repeat)
+        left -= estimate(shot, ceilings, repeat, pause)
         if left < 0:
             return
         yield shot
 
 
-def estimate(shot: Shot, ceilings: Mapping[str, float], repeat: float) -> float:
+def estimate(shot: Shot, ceilings: Mapping[str, float], repeat: float, pause: float = 0.0) -> float:
     """Seconds that a shot takes, a third of the ceilings reached."""
-    once = 3 * (shot.flops / ceilings["gemm_flops_per_s"] + shot.bytes / ceilings["copy_bytes_per_s"])
+    once = pause + 3 * (shot.flops / ceilings["gemm_flops_per_s"] + shot.bytes / ceilings["copy_bytes_per_s"])
     return max(LEAST_RUNS * once, repeat + 2 * once) + SETUP
 
 

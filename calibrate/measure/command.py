@@ -6,6 +6,7 @@ import argparse
 import datetime
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ from calibrate.measure.workbench import Workbench
 from engine.kernels.timing import Timer
 from engine.llm import LLM
 from engine.settings import EngineSettings
-from simulator.errors import ConfigurationError
+from simulator.errors import ConfigurationError, SimError
+from simulator.scheduling.system import find_system
 
-__all__ = ["add_options", "add_replay_options", "measure", "read_budget", "record"]
+__all__ = [
+    "add_loads_options",
+    "add_options",
+    "add_replay_options",
+    "measure",
+    "read_budget",
+    "record",
+    "record_loads",
+]
 
 ROUNDS = 40
 """Rounds of whole steps where time allows."""
@@ -45,6 +55,17 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the recording")
     parser.add_argument("--limit", type=int, help="the first so many requests of the trace")
     parser.add_argument("--system", default="vllm", help="scheduling policy")
+    parser.add_argument("--clock", help="wall, or thread: CPU time of the thread (default on a CPU)")
+
+
+def add_loads_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``loads``."""
+    _engine_options(parser)
+    parser.add_argument("--trace", type=Path, required=True, help="canonical JSONL: its lengths are used")
+    parser.add_argument("--loads", default="0.5,0.8,0.95", help="shares of the measured capacity")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the recordings")
+    parser.add_argument("--budget", default="8m", help="time for everything, such as 90s, 8m, 1h")
+    parser.add_argument("--system", default="vllm", help="scheduling policies, separated by commas")
     parser.add_argument("--clock", help="wall, or thread: CPU time of the thread (default on a CPU)")
 
 
@@ -90,7 +111,11 @@ def measure(options: argparse.Namespace) -> int:
     campaign = Campaign(workbench, folder, common, thermometer, options.seed)
     left = seconds - (time.monotonic() - start)
     shots = plan_shots(
-        operator_shots(workbench.config, workbench.limits), left, meta["ceilings"], workbench.timer.budget
+        operator_shots(workbench.config, workbench.limits),
+        left,
+        meta["ceilings"],
+        workbench.timer.budget,
+        workbench.pause(),
     )
     campaign.run(shots, done, start + 0.8 * seconds, Progress("operators"))
     campaign.run(step_shots(options.rounds), done, start + seconds, Progress("whole steps"))
@@ -112,6 +137,41 @@ def record(options: argparse.Namespace) -> int:
     write_recording(recording, options.out)
     print(f"recorded {len(jobs)} requests, {len(recording['steps'])} steps: {options.out}")
     return 0
+
+
+def record_loads(options: argparse.Namespace) -> int:
+    """Record the engine at shares of its own capacity; a policy that fails does not lose the others."""
+    from calibrate.measure.loads import Loads, read_loads
+    from calibrate.measure.recording import make_clock, read_jobs
+
+    loads, systems = read_loads(options.loads), options.system.split(",")
+    for name in systems:
+        find_system(name)
+    _prepare(options.device)
+    clock = options.clock or ("thread" if options.device == "cpu" else "wall")
+    now = time.thread_time if clock == "thread" else time.monotonic
+    deadline = now() + read_budget(options.budget)
+    lengths = [(job.input_length, job.output_length) for job in read_jobs(options.trace)]
+    llm, failed = LLM.of(_settings(options)), 0
+    for count, name in enumerate(systems):
+        until = now() + (deadline - now()) / (len(systems) - count)
+        job = Loads(
+            llm,
+            lengths,
+            partial(make_clock, clock),
+            until,
+            name,
+            options.seed,
+            now,
+            partial(print, flush=True),
+        )
+        try:
+            list(job.run(loads, options.out))
+        except (SimError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
+            failed += 1
+            llm.runner.abandon()
+            print(f"{name}: failed: {error}", flush=True)
+    return 1 if failed == len(systems) else 0
 
 
 def _prepare(device: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -90,8 +91,12 @@ def record_run(
     system: str = "vllm",
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    until: float = math.inf,
 ) -> dict[str, Any]:
-    """Run *jobs* under *system* with its *options*; no two prompts share a prefix."""
+    """Run *jobs* under *system* with its *options*; no two prompts share a prefix.
+
+    Cut off after *until* seconds; requests that had not arrived by then are not in the recording.
+    """
     prompts = draw_prompts(jobs, llm.runner.decoder.config.vocab_size, seed)
     arrivals = [
         Arrival(job.arrival, prompt, SamplingParams(temperature=0.0, max_tokens=job.output_length))
@@ -108,7 +113,8 @@ def record_run(
         executor = make_executor(llm.settings, llm.runner, system, options)
         executor.eos = frozenset()  # the trace says where an answer ends, and the policy is not told
         decisions = DecisionLog(executor.scheduler)
-        run = replay(executor, arrivals, StepClock(clock), on_step=lambda _: counts.append(len(batches)))
+        noted = lambda _: counts.append(len(batches))  # noqa: E731
+        run = replay(executor, arrivals, StepClock(clock), on_step=noted, until=until)
     finally:
         del llm.runner.run
     described = [describe_batch(batch) for batch in batches]
@@ -125,6 +131,7 @@ def record_run(
         "requests": [
             {**asdict(request), "max_tokens": job.output_length} for request, job in zip(run.requests, jobs)
         ],
+        "cut_short": len(run.requests) < len(jobs) or executor.has_work,
         "steps": list(_steps(run, counts, described, list(decisions))),
     }
 
@@ -164,7 +171,7 @@ def _steps(
 ) -> Iterator[dict[str, Any]]:
     """Every step with its forward's batch (none where it had several) and what was decided, as a digest."""
     before = 0
-    for step, count, decision in zip(run.steps, counts, decisions, strict=True):
+    for step, count, decision in zip(run.steps, counts, decisions):  # the last may still be in flight
         batch = batches[before] if count == before + 1 else {}
         before = count
         yield {

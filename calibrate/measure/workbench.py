@@ -1,14 +1,16 @@
 """Runs shots on the engine's own kernels, weights and cache.
 
 The operators are those of a real decoder with random weights: one call after the other takes the next layer's
-weights and the next layer's cache, so that a GPU reads memory as it does in a step and not its L2 cache. Blocks
-are drawn without repetition from the whole cache. Attention includes the write of the new keys and values.
+weights and the next layer's cache, so that a GPU reads memory as it does in a step and not its L2 cache; on a CPU a
+whole layer runs, untimed, between two calls. Blocks are drawn without repetition from the whole cache. Attention
+includes the write of the new keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,13 @@ from calibrate.measure.shot import Sample, Shot
 from calibrate.measure.steps import StepRounds
 from engine.kernels.timing import Call, Timer, copies_past_cache
 from engine.llm import LLM
+from engine.model import Layout
 from engine.weights import LayerWeights
 
 __all__ = ["Workbench"]
 
 LEAST_COPIES = 2
+CALLS_TO_TIME = 8
 
 
 class Workbench:
@@ -36,6 +40,8 @@ class Workbench:
         self.config, self.kernels = self.decoder.config, self.decoder.kernels
         self.device, self.dtype = self.decoder.device, self.decoder.dtype
         self.cache.data.normal_()
+        if self.device.type == "cpu" and timer.between is None:
+            timer.between = self._one_layer()
         self._rounds = StepRounds(llm, timer.clock, seed)
         self._builders: dict[str, Callable[[Shot, int], Iterator[Call]]] = {
             "gemm": self._gemm,
@@ -67,20 +73,49 @@ class Workbench:
         row = {"latency_us": f"{sample.seconds * 1e6:.3f}", "spread_us": f"{sample.spread * 1e6:.3f}"}
         return Sample(({**row, "repeats": sample.repeats, "mode": sample.mode},))
 
+    def pause(self) -> float:
+        """Seconds between two calls: nothing on a GPU."""
+        if self.timer.between is None:
+            return 0.0
+        start = self.timer.clock()
+        for _ in range(CALLS_TO_TIME):
+            self.timer.between()
+        return (self.timer.clock() - start) / CALLS_TO_TIME
+
     def ceilings(self) -> dict[str, float]:
         """Bytes/s read and written by a large copy, FLOP/s of a large square product, of random numbers."""
         gpu = self.device.type == "cuda"
         elements, side = (1 << 29, 8192) if gpu else (1 << 24, 768)
         source = torch.randn(elements, device=self.device, dtype=self.dtype)
         target = torch.empty_like(source)
-        copy = self.timer.measure([lambda: target.copy_(source)])
+        alone = Timer(self.device, self.timer.budget, self.timer.clock)
+        copy = alone.measure([lambda: target.copy_(source)])
         a, b = (self._random(side, side) for _ in range(2))
         out = torch.empty_like(a)
-        product = self.timer.measure([lambda: torch.matmul(a, b, out=out)])
+        product = alone.measure([lambda: torch.matmul(a, b, out=out)])
         return {
             "copy_bytes_per_s": 2 * source.nbytes / copy.seconds,
             "gemm_flops_per_s": 2 * side**3 / product.seconds,
         }
+
+    def _one_layer(self) -> Call:
+        """A layer of a small decode step, another one every time: what runs between two calls of an operator."""
+        count, length = min(4, self.cache.num_blocks), self.cache.block_size
+        table, ends = self._table([length] * count), self._ints([length] * count)
+        layout = Layout(
+            positions=torch.arange(count, device=self.device),
+            slots=self._slots(table, [length - 1] * count, 1),
+            num_decodes=count,
+            decode_table=table,
+            decode_lens=ends,
+            max_context=length,
+        )
+        x, indices = self._random(count, self.config.hidden_size), cycle(range(self.config.num_layers))
+
+        def call() -> None:
+            self.decoder.layer(next(indices), x, torch.zeros_like(x), layout, self.cache)
+
+        return call
 
     def _copies(self, shot: Shot) -> int:
         return copies_past_cache(max(1, int(shot.bytes)), self.device)

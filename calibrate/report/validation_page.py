@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from calibrate.report.figures import laid_out, line, markers, percent
 from calibrate.report.html import figure_section, table, write_page
 from calibrate.step_errors import summarize_steps, worst_part
-from calibrate.validation import LATENCIES, Comparison
+from calibrate.validation import HEADLINE, LATENCIES, Comparison
 from simulator.results.figures import PALETTE
 from simulator.results.report import lines, section
 
@@ -25,9 +26,30 @@ FOOTER = (
 )
 
 
-def write_validation_report(comparison: Comparison, path: Path, title: str) -> Path:
-    """One page for one recorded run."""
-    return write_page(path, title, subtitle(comparison), validation_sections(comparison), FOOTER)
+def write_validation_report(comparisons: Mapping[str, Comparison], path: Path, title: str) -> Path:
+    """One page for recorded runs, by name."""
+    sections = [
+        part
+        for name, comparison in comparisons.items()
+        for part in validation_sections(comparison, name if len(comparisons) > 1 else "")
+    ]
+    if len(comparisons) > 1:
+        sections.insert(0, section("All runs", table(summary_table(comparisons))))
+    return write_page(path, title, "; ".join(map(subtitle, comparisons.values())), sections, FOOTER)
+
+
+def summary_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
+    """The headline errors of every run, as text."""
+    return pd.DataFrame(
+        [
+            {
+                "run": name,
+                "requests": str(len(comparison.recording["requests"])),
+                **{f"{metric} {part}": percent(comparison.error(metric, part)) for metric, part in HEADLINE},
+            }
+            for name, comparison in comparisons.items()
+        ]
+    )
 
 
 def subtitle(comparison: Comparison) -> str:

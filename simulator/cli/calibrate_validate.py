@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,9 +23,16 @@ def validate(
     trace: Annotated[
         Path | None, typer.Option(help="Trace of any supported format; run on the engine.")
     ] = None,
+    loads: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the engine's capacity, such as 0.5,0.8,0.95: of --trace only the lengths."
+        ),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="With --loads: time for all runs: 90s, 8m, 1h.")] = "8m",
     recorded: Annotated[
-        Path | None,
-        typer.Option(help="A run that `python -m calibrate replay` recorded, instead of --trace."),
+        list[Path] | None,
+        typer.Option(help="What `python -m calibrate replay` or `loads` recorded, files or folders."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Directory with a config.json, or a zoo name.")] = None,
     system: Annotated[str, typer.Option(help="Scheduling policy.")] = "vllm",
@@ -35,7 +46,7 @@ def validate(
     num_gpu_blocks: Annotated[int | None, typer.Option(help="KV blocks.")] = None,
     limit: Annotated[int | None, typer.Option(help="First requests of the trace only.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for validation.html, the recording and tables.")
+        Path | None, typer.Option(help="Folder for validation.html, recordings and tables.")
     ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Put the errors into PROFILE, which shows them from then on.")
@@ -43,62 +54,92 @@ def validate(
 ) -> None:
     """Run a trace through the real engine and through the simulator, and print where they differ."""
     from calibrate.observe.journal import is_observation
-    from calibrate.recorded import read_recording
+    from calibrate.recorded import find_recordings, read_recording
     from calibrate.validation import compare_run, write_end_to_end
     from simulator.errors import ConfigurationError, InputError
 
-    if (trace is None) == (recorded is None):
-        raise ConfigurationError("give either --trace, run here, or --recorded, a run recorded before")
-    if recorded is not None:
-        if is_observation(recorded):
-            needed = (
-                "is what a client saw of a server: hold it against a profile with `sim calibrate predict`"
-            )
-            raise InputError(recorded, needed)
-        recording = read_recording(recorded)
+    if (trace is None) == (not recorded):
+        raise ConfigurationError("give either --trace, run here, or --recorded, what was recorded before")
+    if recorded:
+        paths = find_recordings(recorded)
+        for path in filter(is_observation, paths):
+            raise InputError(path, OBSERVED)
+        runs = {path.name.split(".")[0]: read_recording(path) for path in paths}
     else:
         if model is None:
             raise ConfigurationError("--trace needs --model, which the engine runs")
-        limits = {
+        assert trace is not None
+        settings = {
+            "device": device,
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "max_model_len": max_model_len,
             "num_gpu_blocks": num_gpu_blocks,
         }
-        assert trace is not None
-        recording = _record(trace, limit, model, system, device, clock, limits)
-    comparison = compare_run(recording, str(profile), model)
-    _print(comparison)
+        plan = _Plan(model, system, clock or ("thread" if device == "cpu" else "wall"), settings)
+        runs = plan.record(trace, limit, loads, budget)
+    comparisons = {name: compare_run(run, str(profile), model) for name, run in runs.items()}
+    for name, comparison in comparisons.items():
+        _print(comparison, name if len(runs) > 1 else "")
+    if len(runs) > 1:
+        _print_summary(comparisons)
     if out is not None:
-        _write(recording, comparison, out)
+        _write(comparisons, out)
     if write:
-        write_end_to_end(profile, [comparison])
+        write_end_to_end(profile, list(comparisons.values()))
         typer.echo(f"wrote the errors into {profile}")
 
 
-def _record(
-    path: Path,
-    limit: int | None,
-    model: str,
-    system: str,
-    device: str,
-    clock: str | None,
-    limits: dict[str, Any],
-) -> dict[str, Any]:
-    from calibrate.measure.recording import Job, make_clock, record_run, set_threads
-    from engine.llm import LLM
-    from simulator.workload import read_trace
+@dataclass
+class _Plan:
+    """What is run on the engine here."""
 
-    trace = read_trace(path).in_arrival_order()
-    trace = trace if limit is None else trace.limit(limit)
-    columns = (trace.arrival_time, trace.input_length, trace.output_length)
-    jobs = [Job(float(at), int(tokens), int(outputs)) for at, tokens, outputs in zip(*columns, strict=True)]
-    set_threads(device)
-    llm = LLM(model, device=device, load_format="dummy", **limits)
-    return record_run(llm, jobs, make_clock(clock or ("thread" if device == "cpu" else "wall")), system)
+    model: str
+    system: str
+    clock: str
+    settings: dict[str, Any]
+
+    def record(
+        self, path: Path, limit: int | None, loads: str | None, budget: str
+    ) -> dict[str, dict[str, Any]]:
+        """The recordings by name: one, or one per load."""
+        from calibrate.measure.recording import Job, make_clock, record_run, set_threads
+        from engine.llm import LLM
+        from simulator.workload import read_trace
+
+        trace = read_trace(path).in_arrival_order()
+        trace = trace if limit is None else trace.limit(limit)
+        columns = (trace.arrival_time, trace.input_length, trace.output_length)
+        jobs = [Job(float(at), int(a), int(b)) for at, a, b in zip(*columns, strict=True)]
+        set_threads(self.settings["device"])
+        llm = LLM(self.model, load_format="dummy", **self.settings)
+        if loads is None:
+            return {self.system: record_run(llm, jobs, make_clock(self.clock), self.system)}
+        return self._at_loads(llm, [(job.input_length, job.output_length) for job in jobs], loads, budget)
+
+    def _at_loads(
+        self, llm: Any, lengths: list[tuple[int, int]], loads: str, budget: str
+    ) -> dict[str, dict[str, Any]]:
+        from calibrate.measure.command import read_budget
+        from calibrate.measure.loads import Loads, read_loads
+        from calibrate.measure.recording import make_clock
+        from calibrate.recorded import read_recording
+
+        shares, now = read_loads(loads), time.thread_time if self.clock == "thread" else time.monotonic
+        make = partial(make_clock, self.clock)
+        job = Loads(llm, lengths, make, now() + read_budget(budget), self.system, now=now, say=typer.echo)
+        with TemporaryDirectory() as folder:
+            return {
+                path.name.removesuffix(".json.gz"): read_recording(path)
+                for path in job.run(shares, Path(folder))
+            }
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: Comparison, name: str) -> None:
+    if name:
+        typer.echo(f"\n== {name}: {len(comparison.recording['requests'])} requests ==")
+    if comparison.recording.get("cut_short"):
+        typer.echo("cut short when its time was over: latencies are of those that had ended")
     typer.echo(f"{'metric':12}{'statistic':11}{'engine':>12}{'simulator':>12}{'error':>9}")
     for name, statistic, measured, simulated, off in comparison.metrics.to_numpy(object).tolist():
         error = "" if off != off else f"{100 * off:+.1f} %"
@@ -131,13 +172,29 @@ def _print_steps(comparison: Comparison) -> None:
     typer.echo(worst_part(comparison.steps))
 
 
-def _write(recording: dict[str, Any], comparison: Comparison, out: Path) -> None:
+def _print_summary(comparisons: dict[str, Comparison]) -> None:
+    """The errors of all runs, one line each."""
+    from calibrate.validation import HEADLINE
+
+    heads = [
+        f"{metric} {'' if statistic == 'total' else statistic}".strip() for metric, statistic in HEADLINE
+    ]
+    typer.echo(f"\n{'simulator / engine - 1':24}{'requests':>9}" + "".join(f"{head:>12}" for head in heads))
+    for name, comparison in comparisons.items():
+        errors = "".join(f"{100 * comparison.error(*which):+10.1f} %" for which in HEADLINE)
+        typer.echo(f"{name:24}{len(comparison.recording['requests']):9}{errors}")
+
+
+def _write(comparisons: dict[str, Comparison], out: Path) -> None:
     from calibrate.measure.recording import write_recording
     from calibrate.report import write_validation_report
 
-    write_recording(recording, out / "recording.json.gz")
-    comparison.metrics.to_csv(out / "comparison.csv", index=False)
-    comparison.requests.to_csv(out / "requests.csv", index=False)
-    comparison.steps.to_csv(out / "steps.csv", index=False)
-    write_validation_report(comparison, out / "validation.html", "Engine and simulator")
-    typer.echo(f"wrote {out}/validation.html, recording.json.gz, comparison.csv, requests.csv, steps.csv")
+    for name, comparison in comparisons.items():
+        write_recording(dict(comparison.recording), out / f"{name}.json.gz")
+        comparison.metrics.to_csv(out / f"{name}.metrics.csv", index=False)
+        comparison.requests.to_csv(out / f"{name}.requests.csv", index=False)
+        comparison.steps.to_csv(out / f"{name}.steps.csv", index=False)
+    write_validation_report(comparisons, out / "validation.html", "Engine and simulator")
+    typer.echo(
+        f"wrote {out}/validation.html and for each run .json.gz, .metrics.csv, .requests.csv, .steps.csv"
+    )

@@ -92,7 +92,7 @@ def test_a_recording_travels_as_json_and_is_compared(
     assert shown.exit_code == 0, shown.output
     for word in ("ttft", "tpot", "itl", "throughput", "kv_blocks", "decode", "prefill", "are the engine's"):
         assert word in shown.output
-    assert (tmp_path / "out" / "comparison.csv").exists()
+    assert (tmp_path / "out" / "recording.metrics.csv").exists()
     page = (tmp_path / "out" / "validation.html").read_text()
     for word in ("Distributions", "Drift", "largest error", "Steps by kind and batch size"):
         assert word in page
