@@ -191,7 +191,7 @@ def test_the_simulator_predicts_the_real_engine(tiny_model: Path, tmp_path: Path
         "--out",
         str(tmp_path),
         "--budget",
-        "40s",
+        "20s",
     ]
     assert main([*command, "--repeat", "0.002", "--rounds", "3", "--num-gpu-blocks", "256", *limits]) == 0
     fit = fit_raw(tmp_path, tmp_path / "here.yaml")
