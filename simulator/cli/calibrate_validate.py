@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["print_agreement", "validate"]
 
+OBSERVED = "is what a client saw of a server: hold it against a profile with `sim calibrate predict`"
+
 
 def validate(
     profile: Annotated[Path, typer.Argument(help="Profile that `sim calibrate fit` wrote.")],
