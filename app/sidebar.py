@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import library, state
+from app import fields, library, state, techniques
 from app.state import key
 from app.uploading import upload
-from app.view import DESCRIBED, MAX_REQUESTS, SYSTEM, View
+from app.view import DESCRIBED, MAX_REQUESTS, View
 from hwprofiles import list_profiles
 from simulator.errors import SimError
 from simulator.models import DTYPES, list_models
@@ -51,6 +51,8 @@ def controls() -> View | None:
         _traffic()
         _deployment()
         _limits()
+        techniques.draw_switches()
+        techniques.draw_speculation()
         _objectives()
         try:
             view = state.chosen()
@@ -94,8 +96,8 @@ def _description() -> None:
         on_change=_apply_preset,
         help="Sets the numbers below.",
     )
-    _slider("request_rate", "Requests per second", 0.1, 60.0, 0.1, "Mean arrival rate.")
-    _slider(
+    fields.slider("request_rate", "Requests per second", 0.1, 60.0, 0.1, "Mean arrival rate.")
+    fields.slider(
         "burstiness",
         "Burstiness",
         0.05,
@@ -103,31 +105,31 @@ def _description() -> None:
         0.05,
         "Shape of gamma gaps, as in vLLM: 1 is Poisson, less is burstier.",
     )
-    _number("input_mean", "Prompt length, mean (tokens)", "Lognormal.", step=50)
-    _number("output_mean", "Output length, mean (tokens)", "Lognormal.", step=10)
+    fields.number("input_mean", "Prompt length, mean (tokens)", "Lognormal.", step=50)
+    fields.number("output_mean", "Output length, mean (tokens)", "Lognormal.", step=10)
     with st.expander("More about the traffic"):
-        _number("num_prompts", "Requests", f"At most {MAX_REQUESTS:,}.", step=500)
-        _slider(
+        fields.number("num_prompts", "Requests", f"At most {MAX_REQUESTS:,}.", step=500)
+        fields.slider(
             "input_sigma", "Spread of prompt lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
         )
-        _slider(
+        fields.slider(
             "output_sigma", "Spread of output lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
         )
-        _number("turns", "Turns of a conversation, at most", "1: requests on their own.")
-        _number("think_time", "Time between turns, mean (s)", "Exponential.", step=1.0)
-        _number("num_prefixes", "Shared prefixes", "0: none. Each prompt starts with one of them.")
-        _number("prefix_length", "Length of a shared prefix (tokens)", "", step=100)
-        _number("seed", "Seed", "Another sample of the same traffic.")
-        _number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
+        fields.number("turns", "Turns of a conversation, at most", "1: requests on their own.")
+        fields.number("think_time", "Time between turns, mean (s)", "Exponential.", step=1.0)
+        fields.number("num_prefixes", "Shared prefixes", "0: none. Each prompt starts with one of them.")
+        fields.number("prefix_length", "Length of a shared prefix (tokens)", "", step=100)
+        fields.number("seed", "Seed", "Another sample of the same traffic.")
+        fields.number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
 
 
 def _replay() -> None:
-    _number(
+    fields.number(
         "rescaled_rate", "Requests per second", "0: as recorded. Else arrivals are stretched to it.", step=0.5
     )
     with st.expander("How to read it"):
-        _number("first", "Only the first … requests", "0: all.", step=500)
-        _number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
+        fields.number("first", "Only the first … requests", "0: all.", step=500)
+        fields.number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
         formats = ["", *sorted(FORMATS)]
         st.selectbox("Format", formats, format_func=lambda name: name or "recognised", key=key("format"))
         units = ["", "s", "ms", "us", "ns"]
@@ -139,24 +141,23 @@ def _replay() -> None:
 def _apply_preset() -> None:
     if (name := st.session_state["preset"]) is not None:
         base = View.of({})
-        fields = {field for preset in PRESETS.values() for field in preset}
-        for field in fields:
+        for field in {field for preset in PRESETS.values() for field in preset}:
             st.session_state[key(field)] = PRESETS[name].get(field, getattr(base, field))
 
 
 def _deployment() -> None:
     st.subheader("Deployment")
     models = [*list_models(), *library.uploads("model")]
-    _select("model", "Model", models, "A name of the zoo, or the config.json that you upload.")
+    fields.select("model", "Model", models, "A name of the zoo, or the config.json that you upload.")
     gpus = [*list_profiles(), *library.uploads("gpu")]
-    _select("gpu", "GPU", gpus, "A hardware profile; see the Hardware page for what is known of each.")
-    _select("system", "Serving system", [system.name for system in list_systems()], _about_system())
+    fields.select("gpu", "GPU", gpus, "A hardware profile; see the Hardware page for what is known of each.")
+    fields.select("system", "Serving system", [system.name for system in list_systems()], _about_system())
     left, right = st.columns(2)
     with left:
-        _number("tensor_parallel_size", "GPUs per layer (TP)", "Tensor parallelism.")
-        _number("num_replicas", "Replicas", "Behind a round-robin router.")
+        fields.number("tensor_parallel_size", "GPUs per layer (TP)", "Tensor parallelism.")
+        fields.number("num_replicas", "Replicas", "Behind a round-robin router.")
     with right:
-        _number("pipeline_parallel_size", "Stages (PP)", "Pipeline parallelism.")
+        fields.number("pipeline_parallel_size", "Stages (PP)", "Pipeline parallelism.")
     formats = ["", *DTYPES]
     st.selectbox("Weights", formats, format_func=lambda name: name or "as published", key=key("dtype"))
     with st.expander("Upload a model or a GPU"):
@@ -178,19 +179,24 @@ def _limits() -> None:
     except SimError:
         options = ()
     with st.expander("Limits and switches"):
-        _number("max_num_seqs", "max_num_seqs", "Running sequences at most. 0: the system's own.", step=16)
-        _number(
+        fields.number(
+            "max_num_seqs", "max_num_seqs", "Running sequences at most. 0: the system's own.", step=16
+        )
+        fields.number(
             "max_num_batched_tokens",
             "max_num_batched_tokens",
             "Tokens per step. 0: the system's own.",
             step=512,
         )
-        _number("max_model_len", "max_model_len", "Longest sequence, tokens. 0: the model's.", step=1024)
-        _slider("gpu_memory_utilization", "gpu_memory_utilization", 0.0, 1.0, 0.01, "0: the system's own.")
-        st.segmented_control(
-            "Prefix caching", [SYSTEM, "on", "off"], key=key("enable_prefix_caching"), required=True,
-            help="Share the KV cache of equal beginnings of prompts.",
-        )  # fmt: skip
+        fields.number(
+            "max_model_len", "max_model_len", "Longest sequence, tokens. 0: the model's.", step=1024
+        )
+        fields.slider(
+            "gpu_memory_utilization", "gpu_memory_utilization", 0.0, 1.0, 0.01, "0: the system's own."
+        )
+        fields.switch(
+            "enable_prefix_caching", "Prefix caching", "Share the KV cache of equal beginnings of prompts."
+        )
         formats = ["", *DTYPES]
         st.selectbox(
             "KV cache", formats, format_func=lambda name: name or "16 bits", key=key("kv_cache_dtype")
@@ -204,37 +210,10 @@ def _objectives() -> None:
     st.subheader("Objectives")
     left, right = st.columns(2)
     with left:
-        _number("ttft", "TTFT (ms)", "Time to first token; 0: none.", step=100.0)
-        _number("e2el", "End to end (ms)", "0: none.", step=1000.0)
+        fields.number("ttft", "TTFT (ms)", "Time to first token; 0: none.", step=100.0)
+        fields.number("e2el", "End to end (ms)", "0: none.", step=1000.0)
     with right:
-        _number("tpot", "TPOT (ms)", "Time per output token after the first; 0: none.", step=5.0)
+        fields.number("tpot", "TPOT (ms)", "Time per output token after the first; 0: none.", step=5.0)
     st.toggle(
         "Intervals", key=key("intervals"), help="32 more runs with step times drawn from their uncertainty."
     )
-
-
-def _slider(field: str, label: str, low: float, high: float, step: float, help: str) -> None:
-    now = float(st.session_state[key(field)])
-    st.slider(label, min(low, now), max(high, now), step=step, key=key(field), help=help)
-
-
-def _number(field: str, label: str, help: str, step: float = 1) -> None:
-    whole = View.model_fields[field].annotation is int
-    bounds = {type(m).__name__: m for m in View.model_fields[field].metadata}
-    low, high = bounds["Ge"].ge, bounds["Le"].le if "Le" in bounds else None
-    kind: Any = int if whole else float
-    st.number_input(
-        label,
-        min_value=kind(low),
-        max_value=None if high is None else kind(high),
-        step=kind(step),
-        format=None if whole else "%g",
-        key=key(field),
-        help=help or None,
-    )
-
-
-def _select(field: str, label: str, names: list[str], help: str) -> None:
-    now = st.session_state[key(field)]
-    names = names if now in names else [*names, now]
-    st.selectbox(label, names, format_func=library.title_of, key=key(field), help=help)

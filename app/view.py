@@ -65,7 +65,28 @@ class View(BaseModel):
     pipeline_parallel_size: int = Field(1, ge=1, le=64)
     dtype: str = ""
     kv_cache_dtype: str = ""
+    data_parallel_size: int = Field(1, ge=1, le=64)
+    expert_parallel_size: int = Field(1, ge=1, le=64)
     enable_prefix_caching: Switch = "default"
+    enable_chunked_prefill: Switch = "default"
+    async_scheduling: Switch = "default"
+    flash_attention: Switch = "default"
+    kernel_fusion: Switch = "default"
+    enforce_eager: Switch = "default"
+    kv_cache: Switch = "default"
+    enable_lora: Switch = "default"
+    max_loras: int = Field(0, ge=0)
+    max_lora_rank: int = Field(0, ge=0)
+    attention: str = ""
+    sampling: Literal["", "greedy", "random", "top-p"] = ""
+    guided_decoding: float = Field(0.0, ge=0, le=1)
+    kv_offloading_size: float = Field(0.0, ge=0, le=100_000)
+    decode_context_parallel_size: int = Field(0, ge=0, le=64)
+    prefill_context_parallel_size: int = Field(0, ge=0, le=64)
+    speculation: Literal["", "draft", "eagle", "mtp", "medusa", "ngram"] = ""
+    draft_model: str = "llama-3.2-1b"
+    draft_tokens: int = Field(3, ge=1, le=64)
+    acceptance: float = Field(0.7, ge=0, le=1)
     max_num_seqs: int = Field(0, ge=0)
     max_num_batched_tokens: int = Field(0, ge=0)
     max_model_len: int = Field(0, ge=0)
@@ -125,11 +146,24 @@ class View(BaseModel):
         stated: dict[str, Any] = {name: getattr(self, name) for name in STATED}
         stated |= {name: getattr(self, name) for name in LIMITS if getattr(self, name)}
         stated["model"], stated["gpu"] = library.path_of(self.model), library.path_of(self.gpu)
-        if self.enable_prefix_caching != SYSTEM:
-            stated["enable_prefix_caching"] = self.enable_prefix_caching == "on"
+        stated |= {name: value == "on" for name, value in self.switched.items()}
+        if self.speculation:
+            stated["speculation"] = self.drafting(library.path_of(self.draft_model))
         if self.own_options:
             stated["options"] = self.own_options
         return Deployment.of(**stated)
+
+    @property
+    def switched(self) -> dict[str, str]:
+        """Switches that are stated, on or off."""
+        stated = {name: str(getattr(self, name)) for name in SWITCHES}
+        return {name: value for name, value in stated.items() if value != SYSTEM}
+
+    def drafting(self, draft_model: str) -> dict[str, Any]:
+        """What is stated of speculative decoding."""
+        stated: dict[str, Any] = {"method": self.speculation, "tokens": self.draft_tokens}
+        model = {"model": draft_model} if self.speculation == "draft" else {}
+        return {**stated, **model, "acceptance": self.acceptance}
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -146,17 +180,19 @@ class View(BaseModel):
         """A file for ``sim run --deployment``."""
         values = self.deployment().model_dump(exclude_unset=True)
         values |= {"model": library.title_of(self.model), "gpu": library.title_of(self.gpu)}
+        if self.speculation:
+            values["speculation"] = self.drafting(library.title_of(self.draft_model))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @property
     def generate_command(self) -> str:
         """The command that writes the described traffic."""
         words = ["sim", "trace", "generate", "traffic.jsonl", "--num-prompts", self.num_prompts]
-        words += ["--request-rate", f"{self.request_rate:g}", "--arrival", "gamma"]
-        words += ["--burstiness", f"{self.burstiness:g}"]
+        words += ["--request-rate", _exact(self.request_rate), "--arrival", "gamma"]
+        words += ["--burstiness", _exact(self.burstiness)]
         words += ["--input-length", self.lengths("input"), "--output-length", self.lengths("output")]
         if self.turns > 1:
-            words += ["--turns", f"uniform:low=1,high={self.turns}", "--think-time", f"{self.think_time:g}"]
+            words += ["--turns", f"uniform:low=1,high={self.turns}", "--think-time", _exact(self.think_time)]
         if self.num_prefixes:
             words += ["--num-prefixes", self.num_prefixes, "--prefix-length", self.prefix_length]
         return _line([*words, "--seed", self.seed] if self.seed else words)
@@ -173,8 +209,11 @@ class View(BaseModel):
         words += ["--system", self.system]
         words += _flags({name: getattr(self, name) for name in STATED[3:] if getattr(self, name) > 1})
         words += _flags({name: getattr(self, name) for name in LIMITS if getattr(self, name)})
-        if self.enable_prefix_caching != SYSTEM:
-            words.append(f"--{'no-' if self.enable_prefix_caching == 'off' else ''}enable-prefix-caching")
+        for name, value in self.switched.items():
+            words.append(f"--{'no-' if value == 'off' else ''}{name.replace('_', '-')}")
+        if self.speculation:
+            stated = self.drafting(library.title_of(self.draft_model))
+            words += ["--speculation", ",".join(f"{name}={value}" for name, value in stated.items())]
         for name, value in self.own_options.items():
             words += ["--option", f"{name}={json.dumps(value)}"]
         if not self.described:
@@ -184,7 +223,7 @@ class View(BaseModel):
         if self.max_concurrency:
             words += ["--max-concurrency", self.max_concurrency]
         for name, ms in self.goodput.items():
-            words += ["--goodput", f"{name}:{ms:g}"]
+            words += ["--goodput", f"{name}:{_exact(ms)}"]
         return _line([*words, "--intervals", INTERVALS] if self.intervals else words)
 
     @property
@@ -198,7 +237,26 @@ class View(BaseModel):
         return f"lognormal:mean={mean},sigma={sigma:g}" if sigma else str(mean)
 
 
-STATED = ("model", "gpu", "system", "tensor_parallel_size", "pipeline_parallel_size", "num_replicas")
+STATED = (
+    "model",
+    "gpu",
+    "system",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "expert_parallel_size",
+    "num_replicas",
+)
+SWITCHES = (
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "async_scheduling",
+    "flash_attention",
+    "kernel_fusion",
+    "enforce_eager",
+    "kv_cache",
+    "enable_lora",
+)
 LIMITS = (
     "dtype",
     "kv_cache_dtype",
@@ -206,6 +264,14 @@ LIMITS = (
     "max_num_batched_tokens",
     "max_model_len",
     "gpu_memory_utilization",
+    "max_loras",
+    "max_lora_rank",
+    "attention",
+    "sampling",
+    "guided_decoding",
+    "kv_offloading_size",
+    "decode_context_parallel_size",
+    "prefill_context_parallel_size",
 )
 DESCRIPTION = (
     "source",
@@ -226,10 +292,15 @@ DESCRIPTION = (
 REPLAY = ("source", "format", "time_unit", "first", "rescaled_rate", "max_concurrency")
 
 
+def _exact(value: float) -> str:
+    """Every digit: the command must mean what the page shows."""
+    return repr(value).removesuffix(".0")
+
+
 def _flags(values: Mapping[str, Any]) -> list[Any]:
     words: list[Any] = []
     for name, value in values.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else value]
+        words += [f"--{name.replace('_', '-')}", _exact(value) if isinstance(value, float) else value]
     return words
 
 

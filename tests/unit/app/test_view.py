@@ -8,6 +8,7 @@ import shlex
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
+import typer
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 from app import library, work
 from app.view import View
 from simulator import Deployment
+from simulator.cli import app
+from simulator.cli.run import _deployment
+from simulator.cli.technique_options import OPTIONS
 from simulator.errors import ConfigurationError
 
 views = st.fixed_dictionaries(
@@ -28,6 +32,14 @@ views = st.fixed_dictionaries(
         "tensor_parallel_size": st.integers(1, 64),
         "dtype": st.sampled_from(["fp8", "int4"]),
         "enable_prefix_caching": st.sampled_from(["on", "off"]),
+        "flash_attention": st.sampled_from(["on", "off"]),
+        "enforce_eager": st.sampled_from(["on", "off"]),
+        "kv_offloading_size": st.floats(0.5, 64),
+        "attention": st.sampled_from(["mha", "gqa-4"]),
+        "guided_decoding": st.floats(0.01, 1),
+        "speculation": st.sampled_from(["draft", "eagle", "ngram"]),
+        "acceptance": st.floats(0, 1),
+        "draft_tokens": st.integers(1, 8),
         "max_num_seqs": st.integers(1, 4096),
         "ttft": st.floats(0, 1e5),
         "intervals": st.booleans(),
@@ -51,6 +63,17 @@ def test_the_first_screen_has_an_empty_link():
 def test_the_yaml_is_the_deployment(values):
     view = View.of(values)
     assert Deployment.of(**yaml.safe_load(view.deployment_yaml())) == view.deployment()
+
+
+@given(values=views)
+@settings(max_examples=40, deadline=None)
+def test_the_command_deploys_the_same(values):
+    view = View.of(values)
+    words = shlex.split(view.run_command)
+    command = typer.main.get_command(app).commands[words[1]]
+    options = command.make_context("run", words[2:]).params
+    options["techniques"] = {name: options[name] for name in OPTIONS if options[name] is not None}
+    assert _deployment(options).model_dump() == view.deployment().model_dump()
 
 
 def test_the_command_says_what_is_stated_and_nothing_else():
