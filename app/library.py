@@ -20,10 +20,10 @@ from simulator.errors import ConfigurationError, SimError
 __all__ = ["bundled", "error_text", "offer", "path_of", "plain", "store", "title_of", "trace_path", "uploads"]
 
 MAX_BYTES = 2**30
-LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1}
+LIMITS_MB = {"trace": 100, "model": 1, "gpu": 1, "measured": 5, "prices": 1}
 """Largest upload of each kind, MB."""
-SUFFIX = {"model": ".json", "gpu": ".yaml"}
-Kind = Literal["trace", "model", "gpu"]
+SUFFIX = {"model": ".json", "gpu": ".yaml", "measured": ".csv", "prices": ".yaml"}
+Kind = Literal["trace", "model", "gpu", "measured", "prices"]
 _lock = threading.Lock()
 
 
@@ -59,16 +59,15 @@ def store(kind: Kind, name: str, content: bytes) -> str:
     with _lock:
         if not path.exists():
             _make_room(len(content))
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     return key
 
 
 def uploads(kind: Kind) -> list[str]:
     """Keys of what was uploaded, by name."""
-    found = [f"{kind}:{path.parent.name}:{path.name}" for path in Path(_folder().name).glob("*/*")]
-    suffix = SUFFIX.get(kind)
-    return sorted(key for key in found if suffix is None or key.endswith(suffix))
+    found = (Path(_folder().name) / kind).glob("*/*")
+    return sorted(f"{kind}:{path.parent.name}:{path.name}" for path in found)
 
 
 def path_of(key: str) -> str:
@@ -103,7 +102,7 @@ def title_of(key: str) -> str:
 
 def error_text(error: SimError) -> str:
     """The error in one line, without the folder of uploads, ready to be drawn."""
-    return plain(re.sub(re.escape(_folder().name) + r"/[0-9a-f]{16}/", "", str(error)))
+    return plain(re.sub(re.escape(_folder().name) + r"/[a-z]+/[0-9a-f]{16}/", "", str(error)))
 
 
 def plain(text: str) -> str:
@@ -112,16 +111,18 @@ def plain(text: str) -> str:
 
 
 def _is_key(key: str) -> bool:
-    return re.fullmatch(r"(trace|model|gpu):[0-9a-f]{16}:[A-Za-z0-9_-][A-Za-z0-9._-]*", key) is not None
+    return (
+        re.fullmatch(r"(trace|model|gpu|measured|prices):[0-9a-f]{16}:[A-Za-z0-9_-][A-Za-z0-9._-]*", key)
+        is not None
+    )
 
 
 def _place(key: str) -> Path:
-    _, digest, name = key.split(":", 2)
-    return Path(_folder().name) / digest / name
+    return Path(_folder().name).joinpath(*key.split(":", 2))
 
 
 def _make_room(size: int) -> None:
-    files = sorted(Path(_folder().name).glob("*/*"), key=lambda path: path.stat().st_mtime)
+    files = sorted(Path(_folder().name).glob("*/*/*"), key=lambda path: path.stat().st_mtime)
     used = sum(path.stat().st_size for path in files)
     while files and used + size > MAX_BYTES:
         used -= files[0].stat().st_size

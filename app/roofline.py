@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hwprofiles import HardwareProfile
+from hwprofiles import HardwareProfile, Law
 from simulator import Deployment
 from simulator.results.figures import PALETTE
 from simulator.steptime.laws import LawSet
@@ -57,16 +57,40 @@ def law_figure(profiles: Sequence[HardwareProfile]) -> go.Figure:
     figure, tokens = go.Figure(), np.unique(np.round(np.logspace(0, 4.2, 120)))
     for i, profile in enumerate(profiles):
         law = LawSet.from_profile(profile).bound("gemm", "bf16")
+        band = next((block for block in profile.laws if block.key == ("gemm", "bf16", "")), None)
         for j, (n, k) in enumerate(SHAPES):
             colour, name = PALETTE[(2 * i + j) % len(PALETTE)], f"{profile.name}, {n} × {k}"
             shared: dict[str, Any] = {"mode": "lines", "name": name, "legendgroup": name}
             figure.add_scatter(x=tokens, y=law(tokens, n, k) * 1e6, line={"color": colour}, **shared)
             dotted = {"color": colour, "dash": "dot"}
             floor = law.floor(tokens, n, k) * 1e6
+            if band is not None:
+                _band(figure, band, tokens, law(tokens, n, k) * 1e6, colour)
             figure.add_scatter(x=tokens, y=floor, line=dotted, **shared, showlegend=False)
     figure.update_xaxes(type="log", dtick=1, title="tokens in the step")
     figure.update_yaxes(type="log", dtick=1, title="µs")
     return _placed(figure, 420)
+
+
+def _band(figure: go.Figure, law: Law, tokens: Any, micros: Any, colour: str) -> None:
+    """Where the middle 80 % of the held-out measurements lay, as far as the data reach."""
+    low, high = law.range.get("m", (0.0, np.inf))
+    inside = (tokens >= low) & (tokens <= high)
+    if not law.quantiles or not inside.any():
+        return
+    x, y = tokens[inside], micros[inside]
+    edges = [y * np.exp(law.quantiles[name]) for name in ("0.1", "0.9")]
+    figure.add_scatter(
+        x=np.concatenate((x, x[::-1])),
+        y=np.concatenate((edges[0], edges[1][::-1])),
+        fill="toself",
+        line={"width": 0},
+        fillcolor=colour,
+        opacity=0.18,
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _shares(parts: Sequence[OperatorWork]) -> list[float]:

@@ -70,7 +70,7 @@ class _Bar:
 
 
 def _words(done: float) -> str:
-    return f"{100 * done:.0f} % done" if done else "Waiting for a free processor …"
+    return f"{100 * done:.0f} % done" if done else "Under way …"
 
 
 def _stop(view: View) -> None:

@@ -7,14 +7,14 @@ wait for it. At most `MOST` searches run at a time.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from app import library
 from simulator.errors import ConfigurationError, SimError
-from simulator.sizing import Search, local_executor
-from simulator.sizing.evidence import evidence
+from simulator.sizing import local_executor
 
 __all__ = ["Job", "start"]
 
@@ -26,12 +26,12 @@ _free = threading.Semaphore(MOST)
 class Job:
     """One search: what it has said so far, and in the end what it found or why not."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, answer: Callable[[Executor, Callable[[str], None]], dict[str, Any]]) -> None:
         self.said: list[str] = []
         self.found: dict[str, Any] | None = None
         self.problem: str | None = None
         self.stopped = False
-        self._search = search
+        self._answer = answer
         self._pool: Executor | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -50,9 +50,7 @@ class Job:
     def _run(self) -> None:
         try:
             with local_executor(WORKERS) as self._pool:
-                result = self._search.run(self._pool, progress=self._say)
-                self._say("collecting the evidence")
-                self.found = evidence(result, self._pool)
+                self.found = self._answer(self._pool, self._say)
         except SimError as error:
             self.problem = library.error_text(error)
         except (CancelledError, BrokenProcessPool, RuntimeError) as error:
@@ -67,8 +65,8 @@ class Job:
         self.said.append(text)
 
 
-def start(search: Search) -> Job:
-    """Begin *search*. Raises `ConfigurationError` while too many others run."""
+def start(answer: Callable[[Executor, Callable[[str], None]], dict[str, Any]]) -> Job:
+    """Begin to work out *answer* (`Question.prepare`). Raises `ConfigurationError` while too many others run."""
     if not _free.acquire(blocking=False):
         raise ConfigurationError(f"{MOST} searches are running on this server: wait for one of them")
-    return Job(search)
+    return Job(answer)

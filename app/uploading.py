@@ -11,11 +11,12 @@ from app import library, state
 from hwprofiles import load_profile
 from simulator.errors import SimError
 from simulator.models import load_model
+from simulator.sizing import Prices
 
 __all__ = ["upload"]
 
-CHECKS: dict[str, Callable[[str], Any]] = {"model": load_model, "gpu": load_profile}
-"""What must accept a file before it is offered; a trace is read with the options beside it."""
+CHECKS: dict[str, Callable[[str], Any]] = {"model": load_model, "gpu": load_profile, "prices": Prices.load}
+"""What must accept a file before it is offered; traces and measurements are read where they are used."""
 
 
 def upload(kind: library.Kind, label: str, help: str, place: str) -> None:

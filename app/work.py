@@ -16,7 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from app import library, processes
+import numpy as np
+import pandas as pd
+
+from app import library, predictions, processes
 from app.occupancy import Occupancy, occupancy
 from app.processes import Job, Tick
 from app.view import INTERVALS, View
@@ -28,8 +31,18 @@ from simulator.results.report import report_html
 from simulator.results.rundir import plain
 from simulator.workload import Lengths, gamma_arrivals, generate_trace
 from simulator.workload.export import as_written
+from simulator.workload.spread import spread_uniform
 
-__all__ = ["Answers", "Store", "breakdown_of", "occupancy_of", "report_of", "result_of", "trace_of"]
+__all__ = [
+    "Answers",
+    "Store",
+    "breakdown_of",
+    "occupancy_of",
+    "predictions_of",
+    "report_of",
+    "result_of",
+    "trace_of",
+]
 
 Value = TypeVar("Value")
 POLL_S = 0.05
@@ -129,6 +142,7 @@ TRACES: Store[Trace] = Store(16)
 FILES: Answers[Trace] = Answers(256 * 2**20)
 RESULTS: Answers[Outcome] = Answers(512 * 2**20)
 OCCUPANCIES: Answers[Occupancy] = Answers(32 * 2**20)
+PREDICTIONS: Answers[pd.DataFrame] = Answers(32 * 2**20)
 BREAKDOWNS: Store[dict[str, float]] = Store(128)
 REPORTS: Store[str] = Store(4)
 
@@ -167,6 +181,11 @@ def occupancy_of(view: View, time: float, replica: int, tick: Tick | None = None
     return OCCUPANCIES.get((_key(view), time, replica), start, tick)
 
 
+def predictions_of(path: str, tick: Tick | None = None) -> pd.DataFrame:
+    """Predictions for the measured runs in the file at *path*. Raises `SimError`."""
+    return PREDICTIONS.get(path, lambda: processes.start(predictions.predictions, path, long=False), tick)
+
+
 def breakdown_of(view: View) -> dict[str, float]:
     """Seconds in iterations by operator family of the run of *view*."""
     return BREAKDOWNS.get(_key(view), lambda: time_breakdown(result_of(view)))
@@ -195,7 +214,10 @@ def _described(view: View, spread: str) -> Trace:
         prefix_length=Lengths.parse(str(view.prefix_length)) if view.num_prefixes else None,
         seed=view.seed,
     )
-    return as_written(trace).with_max_concurrency(view.max_concurrency or None)
+    written = as_written(trace)
+    if spread == "uniform":
+        written = spread_uniform(written, np.random.default_rng(0))
+    return written.with_max_concurrency(view.max_concurrency or None)
 
 
 def _read(path: str, view: View, spread: str, tick: Tick) -> Trace:

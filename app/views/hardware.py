@@ -59,7 +59,12 @@ def _draw(profiles: list[HardwareProfile], chosen: list[str]) -> None:
     prompt = columns[3].number_input("Prefill (tokens)", 0, 131_072, 0, step=256)
     work = [roofline.operators(model, library.path_of(name), batch, context, prompt) for name in chosen]
     charts.draw(roofline.roofline_figure(profiles, work), "roofline")
-    st.markdown("**Laws against the datasheet**: matrix products in bf16; dotted: what the datasheet allows")
+    st.markdown("**Laws against measurements and datasheet**: matrix products in bf16")
+    st.caption(
+        "Lines: the fitted law. Band: the middle 80 % of measurements that the fit had not seen lay in it, and it ends "
+        "where the data end; no band: none was held out on this device. Dotted: what the datasheet allows. A profile "
+        "keeps the fit and its errors, not the measurements themselves."
+    )
     charts.draw(roofline.law_figure(profiles), "laws")
     for profile in profiles:
         _provenance(profile)
@@ -87,6 +92,10 @@ def _provenance(profile: HardwareProfile) -> None:
         laws = sorted(profile.laws, key=lambda law: (list(KINDS).index(law.source.kind), law.key))
         st.dataframe(pd.DataFrame([_law_row(law) for law in laws]), hide_index=True)
         st.caption("; ".join(f"{kind}: {words}" for kind, words in KINDS.items()))
+    whole = [run.text() for run in profile.end_to_end] + [costs.text() for costs in profile.serving]
+    if whole or profile.validation:
+        st.markdown(f"**{profile.name}: predicted against measured, whole steps and runs**")
+        st.markdown("\n".join(f"- {library.plain(line)}" for line in [profile.validation, *whole] if line))
 
 
 def _law_row(law: Law) -> dict[str, object]:

@@ -9,13 +9,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import charts, library, searching, sidebar, state, work
+from app import charts, library, searching, sidebar, state, uploading
+from app.question import SHIPPED, Question
 from app.view import View
-from hwprofiles import load_profile
-from simulator.errors import ConfigurationError, SimError
+from hwprofiles import list_profiles, load_profile
+from simulator.errors import SimError
 from simulator.results.figures import PALETTE
-from simulator.sizing import Prices, Search, SearchSpace, parse_slo
-from simulator.sizing.report import sizing_html
+from simulator.sizing import Prices
+from simulator.sizing.report import OVER_TIME_HEADINGS, over_time_rows, sizing_html
 from simulator.sizing.wording import headline, paragraphs
 
 __all__ = ["page"]
@@ -33,17 +34,9 @@ def page() -> None:
     st.caption(
         "The cheapest deployment that serves the traffic at the left within the objectives at the left."
     )
-    with st.form("size"):
-        a, b, c, d = st.columns([4, 2, 2, 2])
-        prices = Prices.load()
-        gpus = a.multiselect("GPUs", _priced(prices), list(GPUS[:1] + GPUS[2:4]), key="size.gpus")
-        widths = b.multiselect("GPUs per layer (TP)", [1, 2, 4, 8], [1, 2], key="size.tp")
-        formats = c.multiselect("Weights", ["published", "fp8", "int4"], ["published"], key="size.dtypes")
-        most = d.number_input("At most ($/h)", 0.0, 1e6, 0.0, step=10.0, key="size.cost", help="0: no limit.")
-        asked = st.form_submit_button("Find the cheapest", type="primary", icon=":material/search:")
-    st.code(_command(view, gpus, widths, formats, most), language="bash", wrap_lines=True)
-    if asked:
-        _start(view, gpus, widths, formats, most, prices)
+    question = _ask(view)
+    if question is None:
+        return
     job: searching.Job | None = st.session_state.get(JOB)
     if job is None:
         return
@@ -52,39 +45,57 @@ def page() -> None:
     elif job.problem:
         st.error(job.problem, icon=":material/error:")
     elif job.found is not None:
-        _answer(view, job.found)
+        _over_time(job.found) if "over_time" in job.found else _answer(view, job.found)
     elif job.stopped:
         st.warning("Stopped.")
 
 
-def _priced(prices: Prices) -> list[str]:
-    from hwprofiles import list_profiles
+def _ask(view: View) -> Question | None:
+    """The form, and its question begun where it was sent; None after an error, which is said."""
+    with st.expander("Prices of your own"):
+        help = "One line per GPU, such as `h100: 2.50`; what it does not name keeps the shipped price."
+        uploading.upload("prices", "Prices in $ per GPU and hour (YAML)", help, "size")
+    lists = [SHIPPED, *library.uploads("prices")]
+    with st.form("size"):
+        a, b, c = st.columns([4, 2, 2])
+        quotes = a.container()
+        widths = b.multiselect("GPUs per layer (TP)", [1, 2, 4, 8], [1, 2], key="size.tp")
+        formats = c.multiselect("Weights", ["published", "fp8", "int4"], ["published"], key="size.dtypes")
+        d, e, f = st.columns(3)
+        prices = d.selectbox("Prices", lists, format_func=library.title_of, key=state.key("prices"))
+        most = e.number_input("At most ($/h)", 0.0, 1e6, 0.0, step=10.0, key="size.cost", help="0: no limit.")
+        interval = f.number_input(
+            "Size every (s)", 0.0, 86_400.0, 0.0, step=300.0, key="size.interval",
+            help="0: the whole. Else each interval by itself: what an autoscaler could save at most.",
+        )  # fmt: skip
+        try:
+            priced = _priced(Question(view, (), (), (), prices=prices).quotes)
+        except SimError as error:
+            st.error(library.error_text(error))
+            return None
+        gpus = quotes.multiselect("GPUs", priced, list(GPUS[:1] + GPUS[2:4]), key="size.gpus")
+        asked = st.form_submit_button("Find the cheapest", type="primary", icon=":material/search:")
+    question = Question(view, tuple(gpus), tuple(widths), tuple(formats), most, prices, interval)
+    try:
+        st.code(question.command, language="bash", wrap_lines=True)
+        if len(question.fixed) > 1:
+            st.download_button("fixed.yaml", question.fixed_yaml, "fixed.yaml", on_click="ignore")
+        if asked:
+            _start(question)
+    except SimError as error:
+        st.error(library.error_text(error), icon=":material/error:")
+    return question
 
-    return [name for name in list_profiles() if load_profile(name).name in prices]
 
-
-def _slos(view: View) -> list[str]:
-    return [f"{name}:p99:{ms:g}" for name, ms in view.goodput.items()]
-
-
-def _start(
-    view: View, gpus: list[str], widths: list[int], formats: list[str], most: float, prices: Prices
-) -> None:
-    earlier: searching.Job | None = st.session_state.get(JOB)
+def _start(question: Question) -> None:
+    earlier: searching.Job | None = st.session_state.pop(JOB, None)
     if earlier is not None and earlier.running:
         earlier.stop()
-    try:
-        if not view.goodput:
-            raise ConfigurationError("objectives: none is set; state at least one at the left")
-        base = view.deployment().model_copy(update={"num_replicas": 1})
-        dtypes = [None if name == "published" else name for name in formats]
-        space = SearchSpace(base, gpus, [view.system], widths, dtypes, (None,), (None,))
-        trace = work.trace_of(view, spread="uniform")
-        search = Search(trace, parse_slo(_slos(view), view.model), space, prices, most or float("inf"))
-        st.session_state[JOB] = searching.start(search)
-    except SimError as error:
-        st.session_state.pop(JOB, None)
-        st.error(library.error_text(error), icon=":material/error:")
+    st.session_state[JOB] = searching.start(question.prepare())
+
+
+def _priced(prices: Prices) -> list[str]:
+    return [name for name in list_profiles() if load_profile(name).name in prices]
 
 
 def _progress(job: searching.Job) -> None:
@@ -117,6 +128,32 @@ def _answer(view: View, found: dict[str, Any]) -> None:
         charts.draw(_front(points, front, *names), "speed")
     for line in found["would_change"]:
         st.markdown(f"- Would change the answer: {library.plain(line)}")
+    _downloads(found)
+
+
+def _over_time(found: dict[str, Any]) -> None:
+    over = found["over_time"]
+    st.success(library.plain(found["headline"]), icon=":material/check_circle:")
+    st.caption(library.plain(found["subtitle"]))
+    st.dataframe(pd.DataFrame(over_time_rows(over), columns=OVER_TIME_HEADINGS), hide_index=True)
+    intervals = pd.DataFrame(over["intervals"])
+    figure = go.Figure()
+    hours = intervals["start_s"] / 3600
+    figure.add_scatter(
+        x=hours, y=intervals["num_gpus"], line={"shape": "hv", "color": PALETTE[0]}, name="least"
+    )
+    figure.add_hline(y=over["fixed"]["peak_gpus"], line_dash="dot", annotation_text="fixed")
+    figure.update_xaxes(title="hours")
+    figure.update_yaxes(title="GPUs", rangemode="tozero")
+    figure.update_layout(height=320, margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    charts.draw(figure, "over_time")
+    st.dataframe(intervals, hide_index=True)
+    for line in found["provenance"]:
+        st.caption(library.plain(line))
+    _downloads(found)
+
+
+def _downloads(found: dict[str, Any]) -> None:
     with st.container(horizontal=True):
         page_text = sizing_html(found)
         st.download_button("Report (HTML)", page_text, "size.html", "text/html", on_click="ignore")
@@ -159,13 +196,3 @@ def _front(points: list[Any], front: list[Any], x: str, y: str, x_title: str, y_
     figure.update_yaxes(title=y_title, rangemode="tozero")
     figure.update_layout(height=320, margin={"l": 8, "r": 8, "t": 8, "b": 8}, showlegend=False)
     return figure
-
-
-def _command(view: View, gpus: list[str], widths: list[int], formats: list[str], most: float) -> str:
-    trace = "traffic.jsonl" if view.described else library.title_of(view.source)
-    words = f"sim size {trace} --model {library.title_of(view.model)} --systems {view.system}"
-    words += "".join(f" --slo {slo}" for slo in _slos(view))
-    words += f" --gpus {','.join(gpus)} --tp {','.join(map(str, widths))} --dtypes {','.join(formats)}"
-    words += " --max-num-seqs default --max-num-batched-tokens default"
-    words += f" --max-cost {most:g}" if most else ""
-    return f"{view.generate_command}\n{words}" if view.described else words

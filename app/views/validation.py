@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.express as px
 import streamlit as st
 
-from app import charts
+from app import charts, library, predictions, running, state, uploading, work
 from hwprofiles import list_profiles, load_profile
 from simulator.steptime.engine_costs import engine_costs_file
 
@@ -21,11 +21,12 @@ def page() -> None:
     """Draw the page."""
     st.markdown("### Validation")
     st.caption("Errors on rows that were held out of the fit, as mean absolute percentage errors.")
-    serving, operators = st.tabs(["Serving: TTFT and TPOT", "Operators"])
-    with operators:
-        _operators()
-    with serving:
-        _serving()
+    names = ["Serving: TTFT and TPOT", "Predicted against measured", "Operators"]
+    serving, figures, operators = st.tabs(names, on_change="rerun", key="validation.tabs")
+    for tab, draw in ((serving, _serving), (figures, _figures), (operators, _operators)):
+        if tab.open:
+            with tab:
+                draw()
 
 
 def held_out_laws() -> pd.DataFrame:
@@ -63,6 +64,34 @@ def _operators() -> None:
     st.dataframe(shown, hide_index=True)
     without = sorted(set(list_profiles()) - set(frame["GPU"]))
     st.caption(f"No law of its own, so nothing to hold out: {', '.join(without)}.")
+
+
+def _figures() -> None:
+    bundled = "published figures, bundled"
+    left, right = st.columns([2, 3])
+    with right, st.expander("Upload measurements"):
+        help = "Columns of the bundled file, or of closed-loop runs; see `sim validate serving`."
+        uploading.upload("measured", "Measured serving runs (CSV)", help, "validation")
+    keys = [bundled, *library.uploads("measured")]
+    chosen = left.selectbox("Measurements", keys, format_func=library.title_of, key=state.key("measured"))
+    path = predictions.bundled_figures() if chosen == bundled else library.path_of(chosen)
+    rows = running.waited(lambda tick: work.predictions_of(path, tick))
+    if rows is None or rows.empty:
+        st.warning("No row of it could be simulated.")
+        return
+    columns = st.columns(3)
+    for place, name in zip(columns, ("system", "gpu", "metric"), strict=True):
+        label = {"gpu": "GPU"}.get(name, name.capitalize())
+        value = place.selectbox(label, [ALL, *sorted(rows[name].unique())], key=f"validation.{name}.only")
+        rows = rows if value == ALL else rows[rows[name] == value]
+    if rows.empty:
+        st.caption("Nothing was measured there.")
+        return
+    st.caption("Every figure is simulated now, as what it was measured on. Dotted: 20 % off.")
+    charts.draw(predictions.figure(rows), "predicted")
+    st.dataframe(predictions.summary(rows), hide_index=True)
+    name = "reference.csv" if chosen == bundled else library.title_of(chosen)
+    st.code(f"sim validate serving {name}", language="bash")
 
 
 def serving_errors() -> pd.DataFrame:

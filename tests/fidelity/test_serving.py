@@ -20,7 +20,7 @@ from simulator.models import load_model
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.laws import LawSet
 
-REFERENCE = Path(__file__).with_name("reference.csv")
+REFERENCE = Path(__file__).parents[2] / "simulator" / "steptime" / "data" / "reference.csv"
 DATA = Path(__file__).parents[3] / "shared" / "data" / "serving"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"public serving measurements are not at {DATA}")
 

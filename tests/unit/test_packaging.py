@@ -17,6 +17,7 @@ DATA = (
     "hwprofiles/data/*.yaml",
     "simulator/models/zoo/*.json",
     "simulator/steptime/data/*.yaml",
+    "simulator/steptime/data/*.csv",
     "engine/kernels/cuda/*.cu",
     "*/py.typed",
 )
