@@ -15,9 +15,10 @@ from simulator.results import FINISHED
 from simulator.results.figures import PALETTE
 from simulator.results.timeline import phases
 
-__all__ = ["around", "lives_figure", "preemptions", "slowest", "story"]
+__all__ = ["PREEMPTED", "RANKED", "around", "lives_figure", "preemptions", "slowest", "story"]
 
 SHOWN = 50
+PREEMPTED = "times preempted"
 FULL_BATCH = 0.97
 BATCH_LIMITS = ("max_num_seqs", "max_batch_size", "max_running_requests", "n_parallel", "max_num_sequence")
 PHASES = (("queued", PALETTE[1]), ("prefill", PALETTE[0]), ("decode", PALETTE[2]))
@@ -29,9 +30,12 @@ RANKED = {
 
 
 def slowest(result: Result, by: str, number: int = 25) -> list[int]:
-    """Indices of the finished requests that took longest *by* one of `RANKED`."""
+    """Indices of the finished requests that took longest *by* one of `RANKED`, or were `PREEMPTED` most often."""
     records = result.records
-    taken = getattr(records, RANKED[by]) - records.arrival_time
+    if by == PREEMPTED:
+        taken = np.where(records.num_preemptions > 0, records.num_preemptions, np.nan)
+    else:
+        taken = getattr(records, RANKED[by]) - records.arrival_time
     taken = np.where((records.status == FINISHED) & ~np.isnan(taken), taken, -1.0)
     order = np.argsort(-taken, kind="stable")[:number]
     return [int(i) for i in order if taken[i] >= 0]

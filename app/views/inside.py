@@ -35,10 +35,10 @@ def page() -> None:
     st.markdown("### Inside one run")
     st.caption(f"{result.resolved.title}. Choose a slow request, or click one in the timeline; drag to zoom.")
     left, right = st.columns(2)
-    by = left.selectbox("Slowest by", list(timelines.RANKED), key="inside.by")
+    by = left.selectbox("Slowest by", [*timelines.RANKED, timelines.PREEMPTED], key="inside.by")
     slow = timelines.slowest(result, by)
     if not slow:
-        st.warning("No request finished.")
+        st.warning("There is no such request.")
         return
     chosen = right.selectbox("Request", _options(slow), format_func=result.trace.name, key="inside.request")
     for line in timelines.story(result, chosen):
