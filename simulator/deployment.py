@@ -29,6 +29,7 @@ from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.kernels import Kernels
 from simulator.steptime.laws import LawSet
 from simulator.steptime.offload import OffloadedStepTime
+from simulator.steptime.pipelined import PipelinedStepTime
 from simulator.steptime.speculative import SpeculativeStepTime
 from simulator.steptime.uncached import UncachedStepTime
 from simulator.techniques import (
@@ -177,7 +178,7 @@ class Deployment(Techniques):
         elif plan is not None and plan.speculation.method not in system.speculation_ahead:
             traits = replace(traits, overlap=False)
         traits = traits_of(self, traits, kernels, profile, parallelism.tp)
-        laws = LawSet.from_profile(profile)
+        parts = (model, LawSet.from_profile(profile), parallelism, traits, precision, kernels)
         return Resolved(
             deployment=self,
             model=model,
@@ -187,7 +188,7 @@ class Deployment(Techniques):
             precision=precision,
             limits=limits,
             budget=budget,
-            steptime=self._steptime(offload, plan, model, laws, parallelism, traits, precision, kernels),
+            steptime=self._steptime(offload, plan, _micro_batch(system, parallelism, limits), parts),
             speculation=plan,
             equipment=Equipment.of(self, model, profile, parallelism, kernels, budget),
             chosen=chosen,
@@ -310,14 +311,23 @@ class Deployment(Techniques):
             budget, activation_bytes(model, profile.memory.activation_factor, parallelism.tp, 1, 0)
         )
 
-    def _steptime(self, offload: Offload | None, plan: SpeculationPlan | None, *parts: Any) -> StepTime:
+    def _steptime(
+        self,
+        offload: Offload | None,
+        plan: SpeculationPlan | None,
+        budget: int | None,
+        parts: tuple[Any, ...],
+    ) -> StepTime:
+        """*budget*: tokens of a micro-batch, for a system that keeps its pipeline full."""
         if self.kv_cache is False:
             return UncachedStepTime(*parts)
         if offload is not None and offload.weight_bytes:
             if plan is not None:
                 raise ConfigurationError("speculation: with weights outside the GPU it is not modelled")
             return OffloadedStepTime(offload, *parts)
-        return StepTime(*parts) if plan is None else SpeculativeStepTime(plan.drafter, *parts)
+        if plan is not None:
+            return SpeculativeStepTime(plan.drafter, *parts)
+        return StepTime(*parts) if budget is None else PipelinedStepTime(budget, *parts)
 
     def _fit_context(
         self, model: ModelSpec, limits: dict[str, Any], budget: MemoryBudget, chosen: list[str]
@@ -383,6 +393,8 @@ class Resolved:
         size = self.num_gpu_blocks * (self.budget.block_size if self.system.capacity_in_tokens else 1)
         drafting = None if self.speculation is None else self.speculation.drafting
         limits: dict[str, Any] = {self.system.capacity: size, **self.limits, **more}
+        if isinstance(self.steptime, PipelinedStepTime) and limits.get("max_num_batched_tokens"):
+            limits["max_num_batched_tokens"] *= self.parallelism.pp  # of all micro-batches in flight
         return self.equipment.equip(self.system.scheduler(drafting=drafting, **limits))
 
     @property
@@ -448,6 +460,13 @@ class Resolved:
             *([] if self.speculation is None else self.speculation.provenance),
             *self.deployment.switched(),
         ]
+
+
+def _micro_batch(system: System, parallelism: Parallelism, limits: dict[str, Any]) -> int | None:
+    """Tokens of a micro-batch where the system keeps its pipeline full; None: stages run one after the other."""
+    if parallelism.pp == 1 or "pipeline" not in system.techniques:
+        return None
+    return int(limits.get("max_num_batched_tokens") or 2**31)
 
 
 def _check_multiplies(profile: HardwareProfile, weights: str) -> None:

@@ -150,6 +150,7 @@ def _system(variant: str, reserve: str, limit: str, what: str) -> System:
         source="Orca, algorithm 1, by a transcription; variants and buddy allocation of arXiv 2309.06180, section 6.1",
         status="inferred",
         policy="orca:Orca",
+        techniques=frozenset(("pipeline",)),
         fixed={"reserve": reserve},
         block_size=1,
         memory="static",

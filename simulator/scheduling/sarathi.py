@@ -111,6 +111,7 @@ SYSTEMS = (
         source="sarathi-serve 13f16cf4, sarathi/core/scheduler/sarathi_scheduler.py; arXiv 2403.02310, algorithm 3",
         status="read",
         policy="sarathi:Sarathi",
+        techniques=frozenset(("pipeline",)),
         memory="vllm-0.2",
         traits="sarathi",
     ),

@@ -342,6 +342,7 @@ SYSTEMS = (
         source="SGLang 0.5.23, srt/managers/scheduler.py",
         status="recorded",
         policy="sglang:Sglang",
+        techniques=frozenset(("pipeline",)),
         defaults=_defaults,
         block_size=1,
         memory="sglang",

@@ -90,7 +90,8 @@ class System:
     offload: Callable[[ModelSpec, Precision, Mapping[str, Any]], Offload | None] | None = None
     """What is not on the GPU, for a model, its formats and the options; None: everything is."""
     techniques: frozenset[str] = frozenset()
-    """What it has besides: ``lora``, ``kv_offloading``, ``context_parallel``; the first two in *extended*."""
+    """What it has besides: ``lora`` and ``kv_offloading`` (in *extended*), ``context_parallel``, ``pipeline`` (as many
+    micro-batches in flight as there are stages)."""
     extended: str | None = None
     """The same policy with adapters and a host tier for KV (``equip``)."""
     uncached: str | None = None

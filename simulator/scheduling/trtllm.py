@@ -467,6 +467,7 @@ def _system(name: str, policy: str, summary: str) -> System:
         source="TensorRT-LLM at 5f480b7a, tensorrt_llm/_torch/pyexecutor/scheduler/scheduler.py",
         status="recorded",
         policy="trtllm:TensorRtLlm",
+        techniques=frozenset(("pipeline",)),
         fixed={"capacity_scheduler_policy": policy},
         defaults=_defaults,
         block_size=32,

@@ -335,6 +335,7 @@ SYSTEMS = (
         source="vLLM 0.6.3, core/scheduler.py, core/block_manager_v2.py",
         status="recorded",
         policy="vllm_v0:VllmV0",
+        techniques=frozenset(("pipeline",)),
         defaults=_defaults,
         memory="vllm-0.19",
         traits="vllm-v0",

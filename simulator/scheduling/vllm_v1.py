@@ -562,7 +562,7 @@ SYSTEMS = (
         draft_host_source="inferred: vLLM 0.10.1, a forward of the draft takes 37.5 % of Qwen3-8B's and 12.5 % of "
         "Llama-3-70B's (arXiv 2601.11580)",
         extended="vllm_v1_extended:ExtendedV1",
-        techniques=frozenset(("lora", "kv_offloading", "context_parallel")),
+        techniques=frozenset(("lora", "kv_offloading", "context_parallel", "pipeline")),
     ),
     System(
         name="vllm-0.11",
@@ -574,7 +574,7 @@ SYSTEMS = (
         fixed={"rules": V1_RULES["0.11"]},
         defaults=_defaults_0_11,
         extended="vllm_v1_extended:ExtendedV1",
-        techniques=frozenset(("lora", "kv_offloading", "context_parallel")),
+        techniques=frozenset(("lora", "kv_offloading", "context_parallel", "pipeline")),
         memory="vllm-0.11",
         traits="vllm-0.11",
         speculation=("eagle", "mtp", "medusa", "ngram"),
