@@ -24,7 +24,7 @@ from simulator.models.offload import Offload
 from simulator.observed import find_observed, observed_budget, observed_elsewhere
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
-from simulator.speculation import Speculation, SpeculationPlan, plan_speculation
+from simulator.speculation import Speculation, SpeculationPlan, Stated, plan_speculation
 from simulator.steptime import Parallelism, StepTime, load_traits
 from simulator.steptime.kernels import Kernels
 from simulator.steptime.laws import LawSet
@@ -96,7 +96,7 @@ class Deployment(Techniques):
     async_scheduling: bool | None = None
     default_max_tokens: int | str = DEFAULT_MAX_TOKENS
     router: str = "round-robin"
-    speculation: Speculation | None = None
+    speculation: Stated = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod

@@ -302,8 +302,6 @@ def _deployment(options: dict[str, Any]) -> Deployment:
     path = options["deployment"]
     stated = Deployment.load(path).model_dump(exclude_unset=True) if path else {}
     stated |= {name: options[name] for name in DEPLOYMENT_OPTIONS if options[name] is not None}
-    if stated.get("speculation") == "none":
-        del stated["speculation"]
     stated |= options["techniques"]
     limit = stated.get("default_max_tokens")
     if isinstance(limit, str) and limit.isdecimal():

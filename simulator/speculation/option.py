@@ -8,6 +8,8 @@
 
     --speculation "method=draft,model=llama-3.2-1b,tokens=4,acceptance=0.7"
 
+In a text ``;`` separates as well as ``,``, for lists of alternatives; ``none`` is no speculation.
+
 An acceptance rate depends on target, draft and text; nothing here guesses one. One number is the probability that a
 draft is right given that those before it were, the same at every position (Leviathan et al. 2023's α). A list is the
 share of drafts whose token at each position was accepted, as vLLM logs it ("Per-position acceptance rate") and its
@@ -16,14 +18,15 @@ benchmark writes ``spec_decode_per_position_acceptance_rates``; in a text its nu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["METHODS", "Speculation"]
+__all__ = ["METHODS", "Speculation", "Stated"]
 
 METHODS = ("draft", "eagle", "mtp", "medusa", "ngram")
 MTP_ACCEPTANCE = 0.85
@@ -141,10 +144,14 @@ class Speculation(BaseModel):
         )
 
 
+Stated = Annotated[Speculation | None, BeforeValidator(lambda value: None if value == "none" else value)]
+"""A field that holds `Speculation`, or none."""
+
+
 def parse(text: str) -> dict[str, Any]:
     """``method=draft,tokens=4,acceptance=0.8/0.6/0.5/0.4`` as a mapping."""
     values: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in re.split("[,;]", text):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name:
             raise ValueError(f"{part!r} must be NAME=VALUE")

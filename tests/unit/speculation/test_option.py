@@ -23,6 +23,8 @@ def test_a_text_and_a_mapping_mean_the_same(tmp_path):
     stated = Deployment.of(**LARGE, speculation=text)
     assert stated == Deployment.of(**LARGE, speculation=mapping) == Deployment.load(path)
     assert stated.speculation.text == text
+    assert Deployment.of(**LARGE, speculation=text.replace(",", ";")) == stated
+    assert Deployment.of(**LARGE, speculation="none").speculation is None
     assert Deployment.of(**stated.resolve().config).speculation == stated.speculation
 
 
