@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 
-from simulator.claims import launch, parallel, prefixes, rates, sharing, stalls, token_costs, waste
+from simulator.claims import (
+    launch,
+    parallel,
+    prefixes,
+    rates,
+    sharing,
+    speculative,
+    stalls,
+    token_costs,
+    waste,
+)
 from simulator.claims.claim import Claim, Outcome
 from simulator.claims.lengths import Workloads
 from simulator.errors import UnknownNameError
@@ -15,7 +25,7 @@ from simulator.sizing.pool import local_executor
 
 __all__ = ["Reproduced", "find_claims", "list_claims", "reproduce"]
 
-MODULES = (launch, waste, sharing, rates, stalls, token_costs, parallel, prefixes)
+MODULES = (launch, waste, sharing, rates, stalls, token_costs, parallel, prefixes, speculative)
 _CLAIMS = {claim.id: claim for module in MODULES for claim in module.CLAIMS}
 SLOW = ("orca-rates", "beam-search")
 """Started first, so that the last process to finish is not left alone with them."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.deployment import Deployment, Resolved
+from simulator.errors import ConfigurationError
 from simulator.results.series import pooled_mean
 from simulator.simulation import Result, simulate
 from simulator.steptime import StepTime
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int64]
+REACH = 256.0
+"""How far beyond its bounds `bisect` looks."""
 
 
 def at_once(prompt: Ints, output: Ints, samples: int = 1) -> Trace:
@@ -83,12 +86,18 @@ def normalized_latency(result: Result) -> float:
 def bisect(bearable: Callable[[float], bool], low: float, high: float, steps: int = 7) -> float:
     """The largest x in [*low*, *high*] that is *bearable*, to (*high* / *low*)^(2^-*steps*), on a scale of ratios.
 
-    Goes further down, or up, by factors of two if *low* is not bearable, or *high* is.
+    Goes further down, or up, by factors of two if *low* is not bearable, or *high* is. Raises `ConfigurationError`
+    where nothing within `REACH` is or everything is: a run may be too short to tell.
     """
+    least, most = low / REACH, high * REACH
     while not bearable(low):
         low, high = low / 2, low
+        if low < least:
+            raise ConfigurationError(f"nothing from {least:.3g} on is bearable")
     while bearable(high):
         low, high = high, 2 * high
+        if high > most:
+            raise ConfigurationError(f"everything up to {most:.3g} is bearable: the run is too short to tell")
     for _ in range(steps):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if bearable(middle) else (low, middle)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
 
 from simulator.claims import Published, Range, Workloads, compare, find_claims, list_claims, reproduce
+from simulator.claims.runs import bisect
+from simulator.claims.speculative import break_even
 from simulator.claims.wording import (
     MARKERS,
     between_markers,
@@ -17,7 +20,7 @@ from simulator.claims.wording import (
     verdict_words,
 )
 from simulator.cli import main
-from simulator.errors import InputError, UnknownNameError
+from simulator.errors import ConfigurationError, InputError, UnknownNameError
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -148,3 +151,20 @@ def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
     page.write_text("no markers")
     with pytest.raises(InputError, match="must hold the lines"):
         put_between_markers(page, "| new |")
+
+
+@pytest.mark.parametrize("edge", [0.1, 1.7, 40.0])
+def test_bisection_finds_the_edge_within_and_beyond_its_bounds(edge: float) -> None:
+    assert bisect(lambda x: x <= edge, 1.0, 4.0, steps=12) == pytest.approx(edge, rel=0.01)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_bisection_gives_up_where_there_is_no_edge(answer: bool) -> None:
+    with pytest.raises(ConfigurationError, match="bearable"):
+        bisect(lambda x: answer, 1.0, 4.0)
+
+
+def test_the_break_even_lies_where_the_gain_crosses_one() -> None:
+    assert break_even((1, 4, 16), [3.0, 2.0, 1.5]) == math.inf
+    assert break_even((1, 4, 16), [3.0, 1.5, 0.5]) == pytest.approx(8.0)
+    assert break_even((1, 4, 16), [0.9, 0.8, 0.5]) == 1.0
