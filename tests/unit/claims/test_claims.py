@@ -168,3 +168,30 @@ def test_the_break_even_lies_where_the_gain_crosses_one() -> None:
     assert break_even((1, 4, 16), [3.0, 2.0, 1.5]) == math.inf
     assert break_even((1, 4, 16), [3.0, 1.5, 0.5]) == pytest.approx(8.0)
     assert break_even((1, 4, 16), [0.9, 0.8, 0.5]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--json none/claims.json", "none/claims.json: cannot be written: its folder does not exist"),
+        ("--into none.md", "none.md: must hold the lines"),
+        ("--traces none", "none: must be a folder of traces"),
+        ("--workers 0", "workers 0: must be at least 1"),
+        ("orca-rate", "unknown claim 'orca-rate': did you mean 'orca-rates'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(
+    options: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sim", "reproduce", *options.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert not printed.out
