@@ -9,7 +9,7 @@ LMCache's CPU backend). Copies out use the other direction of the link and are n
 from __future__ import annotations
 
 from simulator.scheduling.blocks import BlockManager, Hit
-from simulator.scheduling.request import Request
+from simulator.scheduling.request import RUNNING, Request
 
 __all__ = ["HostTier", "TieredBlocks"]
 
@@ -60,11 +60,21 @@ class TieredBlocks(BlockManager):
         self.tier = tier
         self.brought: set[Request] = set()
         """Requests that came with KV from a prefill pool: theirs is not looked up."""
+        self.looked_up: list[Request] = []
+        """Requests whose ``ready`` says what is in the tier now."""
 
     def match(self, request: Request, max_tokens: int) -> Hit:
         if request not in self.brought:
             request.ready = self.tier.find(request, max_tokens)
+            self.looked_up.append(request)
         return super().match(request, max_tokens)
+
+    def forget_looks(self) -> None:
+        """Who was not admitted brings nothing along: what it found may be gone when it is looked up again."""
+        for request in self.looked_up:
+            if request.status is not RUNNING:
+                request.ready = 0
+        self.looked_up.clear()
 
     def retire(self, request: Request, tokens: int, *, for_good: bool) -> None:
         self.tier.store(request, tokens, for_good=for_good)

@@ -31,6 +31,8 @@ class ExtendedV1(VllmV1):
     adapters: AdapterSlots | None = None
     tier: HostTier | None = None
     adapter_load_s = 0.0
+    _aside: list[Request]
+    """Taken from the queue while others are admitted: their adapters find no slot."""
 
     def equip(self, *, max_loras: int = 0, adapter_load_s: float = 0.0, host_blocks: int = 0) -> None:
         """Before the first request: *max_loras* slots, each filled in *adapter_load_s* s; KV *host_blocks*."""
@@ -69,14 +71,13 @@ class ExtendedV1(VllmV1):
     # admission
 
     def _admit(self, batch: Batch, budget: int) -> None:
-        if self.adapters is None:
-            super()._admit(batch, budget)
-            return
-        self._aside: list[Request] = []
+        aside = self._aside = []
         self._set_aside()
         super()._admit(batch, budget)
-        for request in reversed(self._aside):
+        for request in reversed(aside):
             self._enqueue(request, front=True)
+        if isinstance(self.blocks, TieredBlocks):
+            self.blocks.forget_looks()
 
     def _set_aside(self) -> None:
         """Take requests from the head of the queue for whose adapter there is no slot."""

@@ -29,10 +29,11 @@ def extra_memory(
         found["lora_adapters"] = lora.max_loras * adapter_bytes(model, lora.rank, parallel.tp) / parallel.pp
     if not kernels.flash_attention:
         context = limits.get("max_model_len", SCORES_CONTEXT)
-        rows = limits.get("max_batch_size", 1)
-        tokens = limits.get("max_num_batched_tokens", rows * context)
-        heads = model.num_attention_heads // parallel.tp
-        found["attention_scores"] = score_memory(heads, max(tokens, context), context)
+        whole = limits.get("max_batch_size", 1) * context
+        tokens = limits.get("max_num_batched_tokens", whole)
+        if limits.get("enable_chunked_prefill") is False:  # a prompt is not cut to the budget
+            tokens = max(tokens, context)
+        found["attention_scores"] = score_memory(model.num_attention_heads // parallel.tp, tokens, context)
     return found
 
 

@@ -69,6 +69,23 @@ def test_a_tier_of_few_blocks_keeps_the_latest() -> None:
     assert tier.find(Request("c", 65, 1, content=((4, 64),)), 64) == 32
 
 
+def test_a_request_that_waits_brings_nothing_along() -> None:
+    policy = ExtendedV1(num_gpu_blocks=10, block_size=4, max_num_batched_tokens=64, max_model_len=40)
+    policy.equip(host_blocks=100)
+    assert policy.tier is not None
+    seen = Request("seen", 16, 1, content=((1, 16),))
+    policy.tier.store(seen, 16, for_good=True)
+    large, small = Request("large", 36, 4), Request("small", 17, 4, content=((1, 16),))
+    policy.add(large, 0.0), policy.add(small, 0.0)
+    batch = policy.schedule(0.0)
+    assert batch is not None and [request.id for request, *_ in batch.prefills] == ["large"]
+    assert small.ready == 0  # though it was looked up and found
+    policy.commit(batch, [large], 1.0)
+    batch = policy.schedule(1.0)
+    assert batch is not None and batch.prefills == [(small, 1, 16)]
+    assert batch.blocks_swapped_in == 4
+
+
 def test_a_preempted_sequence_finds_its_own_output_in_host_memory() -> None:
     policy = ExtendedV1(num_gpu_blocks=8, block_size=4, max_num_batched_tokens=64, max_model_len=32)
     policy.equip(host_blocks=100)
