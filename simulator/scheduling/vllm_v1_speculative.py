@@ -7,8 +7,9 @@ draft of the step in flight as accepted, and leaves a request out as soon as the
 even if all drafts are rejected. EAGLE and MTP need the hidden state before every token they read, so that the last
 block found in the prefix cache is computed again.
 
-Read in vLLM 0.33.0 and 0.11.2: v1/core/sched/scheduler.py, async_scheduler.py, kv_cache_manager.py. One difference: a
-request for which less than 1 + k tokens of the budget are left waits a step here; vLLM trims its drafts.
+Read in vLLM at 00024d31 and 014b2350 (v1/core/sched/scheduler.py, async_scheduler.py); taken to hold for 0.33.0 and
+0.11.2. One difference: a request for which less than 1 + k tokens of the budget are left waits a step here; vLLM trims
+its drafts.
 """
 
 from __future__ import annotations
