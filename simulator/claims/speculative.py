@@ -69,8 +69,8 @@ CLAIMS = (
         source="arXiv 2302.01318, abstract; vllm-project/vllm issue 17984",
         setup=f"Llama-3.1-70B on 4 H100, drafts of {TOKENS} tokens by Llama-3.2-1B, acceptance rates of 0.5 to 0.8",
         unknown="acceptance rates of both; GPUs and draft length of the second; the first ran on TPUs",
-        why="host work between the forwards of a draft is not counted here, and vLLM of that time scored drafts in "
-        "batches expanded by their length: both bring the loss to smaller batches",
+        why="the millisecond of the host for each forward of a draft is inferred from vLLM 0.10.1; vLLM of issue 17984 "
+        "scored drafts in batches expanded by their length, which brings the loss to smaller batches",
         published=(Published(ALONE, 2, 2.5), Published(EVEN, 32, 32, "requests")),
         run=run,
     ),
