@@ -27,6 +27,7 @@ from simulator import Deployment, Trace, read_trace
 from simulator.sizing import Prices, Search, SearchSpace, find_capacity, local_executor, parse_slo, probe
 from simulator.sizing.evidence import evidence
 from simulator.sizing.over_time import size_over_time
+from simulator.sizing.report import over_time_rows
 from simulator.sizing.wording import headline, paragraphs
 from simulator.workload import generate_trace, piecewise_arrivals
 
@@ -81,13 +82,9 @@ def day(workers: int) -> None:
     space = SearchSpace(MODEL, ("h100", "h200", "mi300x"), max_num_seqs=(None,))
     with local_executor(workers) as pool:
         found = size_over_time(trace, SLO, space, Prices.load(), executor=pool).as_dict()
-    print(
-        found["headline"],
-        found["subtitle"],
-        found["over_time"]["perfect"],
-        found["over_time"]["fixed"],
-        sep="\n",
-    )
+    print(found["headline"], found["subtitle"], sep="\n")
+    for row in over_time_rows(found["over_time"]):
+        print(*row, sep="; ")
 
 
 PARTS: dict[str, Callable[[int], None]] = {

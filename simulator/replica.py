@@ -330,7 +330,9 @@ class Replica:
             records.input_length[i] = request.prompt_length
             records.replica[i] = self.index
             records.status[i] = WAITING
-            if request.ready:  # the gap to its second token began with the first, on another replica
+            if (
+                request.ready and request.n == 1
+            ):  # the gap to its second token began with the first, on another replica
                 self._since[request] = records.first_token_time[i]
             try:
                 if request.n == 1:
@@ -356,6 +358,9 @@ class Replica:
                 content=request.content or ((_own_content(request.index), request.prompt_length),),
                 adapter=request.adapter,
             )
+            if request.ready:  # the KV of the prompt came once for all samples, and each has its first token
+                child.ready, child.generated, child.target = request.ready, request.generated, request.target
+                self._since[child] = self.records.first_token_time[request.index]
             self.scheduler.add(child, now)
         self._siblings[request.index] = request.n
 

@@ -23,7 +23,6 @@ from simulator.cluster.handover import Handover, LinkSpec
 from simulator.cluster.pool import Member, Pool, State
 from simulator.cluster.roster import Roster
 from simulator.cluster.routers import make_router
-from simulator.errors import ConfigurationError
 from simulator.injection import arrivals
 from simulator.results import FINISHED, IN_TRANSFER, LOST, REJECTED, WAITING
 from simulator.scheduling import Request
@@ -86,8 +85,6 @@ class Fleet(Roster):
             for i, stage in enumerate(("serve", "decode"))
         }
         self._lanes: dict[tuple[str, int], Lane] = {}
-        if any(p.role == "prefill" for p in self.pools) and int(trace.n.max()) > 1:
-            raise ConfigurationError("prefill pools: requests with n > 1 samples are not modelled there")
         for pool in self.pools:
             for _ in range(pool.replicas):
                 self.start(pool, ready=True)
@@ -232,10 +229,14 @@ class Fleet(Roster):
         records.finish_time[i] = math.nan
         records.output_length[i] = 0  # the decode replica counts the whole answer
         assert self.handover is not None
+        request.sends_kv = True
         self.handover.send(request, member)
 
     def _arrived(self, request: Request, member: Member) -> None:
-        """The KV of *request* is where the decode pools can take it."""
+        """The KV of *request* is where the decode pools can take it, and *member* has room again."""
+        if member.replica.scheduler.keeps_kv:
+            member.replica.scheduler.release(request)
+            member.replica.deliver()
         self.records.status[request.index] = WAITING
         ready = self._again(request)
         ready.ready, ready.generated, ready.target = request.prompt_length, 1, request.prompt_length + 1
@@ -250,7 +251,7 @@ class Fleet(Roster):
         i = request.index
         limit = int(self.max_tokens[i])
         return self._source.request(
-            i, request.prompt_length, limit, request.arrival_time, request.priority, request.n
+            i, request.prompt_length, limit, request.arrival_time, request.priority, int(self.trace.n[i])
         )
 
     def kill(self, member: Member, repair: float | None = None) -> None:

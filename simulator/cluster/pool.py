@@ -186,7 +186,9 @@ class Member:
         """*request* is sent here."""
         self.outstanding[request.index] = request
         if self.pool.role == "prefill":
-            request.max_tokens = 1  # the decode pool goes on after the first token
+            request.max_tokens = request.n = (
+                1  # the decode pool goes on after the first token, with all samples
+            )
         self.inbox.put(request)
         self.replica.deliver()
 

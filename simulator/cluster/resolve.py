@@ -40,7 +40,7 @@ def resolve_pools(cluster: ClusterSpec, seed: int = 0) -> list[ResolvedPool]:
         if p.spec.role == "decode" and not p.resolved.system.policy_class.takes_kv:
             raise ConfigurationError(
                 f"pool {p.pool.name}: system {p.resolved.system.name} cannot admit a request that brings its KV; "
-                "vllm can"
+                "vllm and sglang can"
             )
     return found
 

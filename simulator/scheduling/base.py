@@ -144,6 +144,8 @@ class Scheduler(ABC):
     """Seconds that a KV block takes between device and host memory; a deployment knows it."""
     takes_kv = False
     """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
+    keeps_kv = False
+    """Whether the KV of a request that ``sends_kv`` stays until `release`; else it is free as soon as it ends."""
     forks = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 
@@ -171,6 +173,10 @@ class Scheduler(ABC):
     @abstractmethod
     def cancel(self, request: Request, now: float) -> None:
         """Drop *request* wherever it is; its blocks return."""
+
+    def release(self, request: Request) -> None:
+        """The KV of *request*, which ended and ``sends_kv``, has left."""
+        raise NotImplementedError(f"{type(self).__name__} returns KV as soon as a request ends")
 
     def repeats(self, batch: Batch, limit: int) -> int:
         """For how many iterations, at most *limit*, `schedule` would return *batch* again if nothing arrived or ended.

@@ -34,6 +34,8 @@ class Request:
     num_blocks = 0
     ready = 0
     """Leading tokens whose KV the request brings with it, computed by a prefill pool; its first token is known then."""
+    sends_kv = False
+    """Whether its KV must stay when it ends, because it is on its way to a decode pool (see `Scheduler.release`)."""
     registered = 0
     """Leading blocks whose content is registered in the prefix cache."""
     num_preemptions = 0

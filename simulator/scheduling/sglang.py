@@ -34,6 +34,17 @@ class Sglang(PrefillScheduler):
     """The policy over its token pool; keywords are SGLang's server arguments, see `PrefillScheduler`."""
 
     discards_in_flight = True
+    takes_kv = True
+    keeps_kv = True
+
+    def add(self, request: Request, now: float) -> None:
+        super().add(request, now)
+        if request.ready:
+            self.prebuilt.append(self.waiting.requests.pop())
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.prebuilt)
 
     # one pass
 
@@ -46,8 +57,11 @@ class Sglang(PrefillScheduler):
         self._prefill(batch)
         if batch.prefills:
             self._launch_prefills(batch)
-        elif self.decoding.members:
-            self._decode(batch)
+        else:
+            if self.decoding.members:
+                self._decode(batch)
+            if self.prebuilt and not batch.preempted:
+                self._take_in(batch)
         if batch.prefills or batch.num_decodes:
             return self._launch(batch)
         return self._nothing(batch)
@@ -63,9 +77,9 @@ class Sglang(PrefillScheduler):
 
     def _nothing(self, batch: Batch) -> Batch | None:
         """Nothing runs in this pass. A server without any work forgets what it learned of output lengths."""
-        if not self._in_flight and not self.running:
-            if self.waiting:  # an empty pool refused the head: it never fits
-                head = self.waiting.requests.popleft()
+        if not self._in_flight and not self.running and not self._leaving:
+            if self.num_waiting:  # an empty pool refused the head: it never fits
+                head = (self.waiting.requests or self.prebuilt).popleft()
                 head.status = FINISHED
                 batch.rejected.append(
                     (head, f"needs more than the {self.pool.capacity} tokens of KV there are")
@@ -102,11 +116,39 @@ class Sglang(PrefillScheduler):
             self._advance(batch)
             self._reopen = True
 
-    def _join(self, batch: Batch) -> None:
-        """Requests whose last prompt token is in this batch decode from the next one on."""
+    def _take_in(self, batch: Batch) -> None:
+        """Requests whose KV came join the running batch and decode with it; their prompt runs no forward here.
+
+        Each must leave room for the next tokens of all that run (disaggregation/decode.py: `DecodePreallocQueue`; there
+        the memory is taken before the transfer, here when the KV is there).
+        """
+        pool, page = self.pool, self.pool.page_size
+        while self.prebuilt and self._slots(0) > 0:
+            request = self.prebuilt[0]
+            pool.lock(request, pool.match(request, request.ready))
+            need = pool.ceil(request.target) - request.registered
+            reserved = self.num_reserved_decode_tokens * (len(self.running) + 1)
+            if need + reserved > pool.available:
+                pool.unlock(request)
+                break
+            pool.reserve(need + page)
+            pool.take(need)
+            self.prebuilt.popleft()
+            batch.prefills.append((request, request.target - request.ready, request.ready))
+            request.cached_tokens, request.computed, request.ready = request.ready, request.target, 0
+            request.status = RUNNING
+            batch.cached[request] = request.cached_tokens
+            self.running[request] = None
+        if batch.prefills:
+            self._join(batch, first=False)
+
+    def _join(self, batch: Batch, *, first: bool = True) -> None:
+        """Requests whose last prompt token is in this batch decode from the next one on; a mixed batch has them
+        *first*.
+        """
         joining = [request for request, _, _ in batch.prefills if request.computed == request.target]
         places = range(self._last, self._last + len(joining))
-        if batch.num_decodes:  # a mixed batch has its prompts first
+        if batch.num_decodes and first:
             places = range(self._first - len(joining), self._first)
         self._first, self._last = min(self._first, places.start), max(self._last, places.stop)
         for request, place in zip(joining, places, strict=True):
@@ -248,14 +290,24 @@ class Sglang(PrefillScheduler):
         else:
             self._finishing -= request.computed
         del self.running[request]
+        request.status = FINISHED
+        if request.sends_kv:
+            self._leaving += request.computed
+        else:
+            self._return(request)
+
+    def _return(self, request: Request) -> None:
         keep = min(request.computed, request.prompt_length + request.generated)
         self.pool.release(request, request.computed, keep)
-        request.status = FINISHED
+
+    def release(self, request: Request) -> None:
+        self._leaving -= request.computed
+        self._return(request)
 
     def _unqueue(self, request: Request) -> None:
         """A waiting request leaves; a retracted one may have ended with its token in flight."""
         if request.status is not FINISHED:
-            self.waiting.requests.remove(request)
+            (self.prebuilt if request in self.prebuilt else self.waiting.requests).remove(request)
             request.status = FINISHED
 
     def cancel(self, request: Request, now: float) -> None:
@@ -313,11 +365,12 @@ class Sglang(PrefillScheduler):
         pool, page = self.pool, self.pool.page_size
         available = pool.available
         used, cached = (pool.capacity - available) // page, (available - pool.free) // page
-        return (len(self.waiting.requests), used, cached, *self.waste())
+        return (self.num_waiting, used, cached, *self.waste())
 
     def waste(self) -> tuple[float, float, float, float]:
         pool = self.pool
-        tokens = self.decoding.computed + self._finishing + (self.chunked.computed if self.chunked else 0)
+        tokens = self.decoding.computed + self._finishing + self._leaving
+        tokens += self.chunked.computed if self.chunked else 0
         protected = pool.cache.protected if pool.cache else 0
         private = pool.capacity - pool.available - protected
         return 0.0, private - (tokens - pool.locked), 0.0, pool.locked - protected

@@ -8,6 +8,7 @@ SGLang 0.5.23).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
@@ -52,6 +53,7 @@ class PrefillScheduler(Scheduler):
         disable_radix_cache: bool = False,
         disable_overlap_schedule: bool = False,
         enable_mixed_chunk: bool = False,
+        num_reserved_decode_tokens: int = 512,
         explicit: bool = False,
     ) -> None:
         context_length = context_length or max_total_tokens
@@ -76,6 +78,10 @@ class PrefillScheduler(Scheduler):
         """The one request in the middle of its prompt."""
         self.batch_is_full = False
         """Nobody is admitted until a request leaves the running batch."""
+        self.num_reserved_decode_tokens = num_reserved_decode_tokens
+        self.prebuilt: deque[Request] = deque()
+        """Requests that brought their KV from a prefill server and wait for room."""
+        self._leaving = 0  # tokens of ended requests whose KV is on its way to a decode server
         self._reserve = OutputReserve()
         self._ends: list[tuple[int, int, Request]] = []  # where `max_tokens` ends a sequence, for depth 2
         self._first, self._last = 0, 0  # places in the running batch

@@ -70,6 +70,7 @@ class VllmV1(Scheduler):
 
     quiet = True
     takes_kv = True
+    keeps_kv = True
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class VllmV1(Scheduler):
         self._prefilling: dict[Request, None] = {}
         self._last_decoder = -1  # highest admission order that ever joined the decoding set
         self._num_admitted = 0
+        self._leaving = 0  # tokens of ended requests whose KV is on its way to a decode replica
         self._limits: list[tuple[int, int, Request]] = []  # where `max_tokens` ends a sequence, for depth 2
         # the head of the queue that found no room, and the least number of blocks that it needs
         self._blocked: Request | None = None
@@ -464,7 +466,15 @@ class VllmV1(Scheduler):
         if self.depth > 1 and request.generated:
             # the last token of a batch in flight is not known yet: its block has no content
             computed = max(computed - 1, request.registered * self.block_size)
+        if request.sends_kv:
+            request.computed = computed
+            self._leaving += computed
+            return
         self.blocks.retire(request, computed, for_good=for_good)
+
+    def release(self, request: Request) -> None:
+        self._leaving -= request.computed
+        self.blocks.retire(request, request.computed, for_good=True)
 
     def _unqueue(self, request: Request) -> None:
         if self.by_priority:
@@ -517,7 +527,7 @@ class VllmV1(Scheduler):
         return self.levels()[3:]
 
     def levels(self) -> tuple[float, float, float, float, float, float, float]:
-        blocks, tokens, size = self.blocks, self.decoding.computed, self.block_size
+        blocks, tokens, size = self.blocks, self.decoding.computed + self._leaving, self.block_size
         for request in self._prefilling:
             tokens += request.computed
         used = blocks.num_blocks - blocks.num_free

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -92,11 +93,24 @@ def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
         raise ConfigurationError(
             f"cluster {address!r}: cannot be reached: {' '.join(str(error).split())}"
         ) from None
+    with _quiet("distributed"):
+        try:
+            yield client.get_executor(pure=False, retries=ATTEMPTS)
+        finally:
+            with contextlib.suppress(OSError, TimeoutError):
+                client.close()
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Without the stack traces that *library* logs about a lost scheduler: the sweep connects again by itself."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        yield client.get_executor(pure=False, retries=ATTEMPTS)
+        yield
     finally:
-        with contextlib.suppress(OSError, TimeoutError):
-            client.close()
+        logger.setLevel(before)
 
 
 def _traffic(run: Run) -> Trace:

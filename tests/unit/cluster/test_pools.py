@@ -12,9 +12,11 @@ from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec, autoscale, ba
 from simulator.cluster.bill import bills, gpus_over_time, total_usd
 from simulator.cluster.failures import FailureSpec, Fault, install_failures
 from simulator.cluster.handover import LinkSpec
-from simulator.cluster.pool import State
+from simulator.cluster.pool import Pool, State
 from simulator.results import FINISHED, LOST, REJECTED
 from simulator.results.classes import class_table
+from simulator.scheduling import VllmV1
+from simulator.scheduling.sglang import Sglang
 from simulator.workload import Trace
 
 
@@ -76,6 +78,90 @@ def test_handing_over_at_no_cost_takes_as_many_steps_as_one_replica(
     _, whole = run_fleet(trace, [make_pool("w", 1, steptime=Constant())])
     np.testing.assert_allclose(apart.first_token_time, whole.first_token_time)
     np.testing.assert_allclose(apart.finish_time, whole.finish_time)
+
+
+def sglang(**options: Any) -> Sglang:
+    limits: dict[str, Any] = {
+        "max_total_tokens": 2000,
+        "max_running_requests": 8,
+        "num_reserved_decode_tokens": 20,
+    }
+    return Sglang(**limits | options)
+
+
+def vllm() -> VllmV1:
+    return VllmV1(
+        num_gpu_blocks=60, block_size=4, max_num_seqs=6, max_num_batched_tokens=400, max_model_len=160
+    )
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_sglang_takes_in_what_brings_its_kv(run_fleet: Any, make_pool: Any, ahead: bool) -> None:
+    """Its prompt runs no forward, and nobody's decoding waits for it."""
+    decode = Pool("d", lambda: sglang(disable_overlap_schedule=not ahead), Constant(), 1, role="decode")
+    pools = [make_pool("p", 2, role="prefill", kv_bytes_per_token=10.0, steptime=Constant()), decode]
+    trace = Trace.from_columns([0.0, 0.25], [20, 20], [9, 4])
+    fleet, records = run_fleet(trace, pools, link=LinkSpec(1000.0, 0.0, "fair", False))
+    assert stages(records, 0) == pytest.approx((0.0, 0.1, 0.1 + 0.2 + 0.8))
+    first = records.first_token_time[1]
+    assert first == pytest.approx(0.35)
+    # its KV is there at 0.55, in the middle of a pass: it joins the next, or one later where that is decided already
+    assert records.finish_time[1] == pytest.approx((0.7 if ahead else 0.6) + 3 * 0.1)
+    series = fleet.members[2].replica.series
+    assert series.sum("prefill_tokens") == 2  # the first output token of each, nothing of the prompts
+    assert fleet.members[2].replica.scheduler.blocks_used == 0
+
+
+def test_what_runs_keeps_room_before_sglang_takes_in_more(run_fleet: Any, make_pool: Any) -> None:
+    trace = Trace.from_columns([0.0, 0.0, 0.0], [20] * 3, [6] * 3)
+    finish = []
+    for reserved in (0, 400):
+        decode = Pool(
+            "d",
+            lambda reserved=reserved: sglang(max_total_tokens=900, num_reserved_decode_tokens=reserved),  # type: ignore[misc]
+            Constant(),
+            1,
+            role="decode",
+        )
+        pools = [make_pool("p", 3, role="prefill", kv_bytes_per_token=1.0, steptime=Constant()), decode]
+        finish.append(np.sort(run_fleet(trace, pools, link=LinkSpec(1e9, 0.0, "fair", False))[1].finish_time))
+    np.testing.assert_allclose(finish[0], finish[0][0])  # together
+    assert np.all(np.diff(finish[1])[1:] > 0.4)  # 2 x 400 tokens are kept free beside the first two
+
+
+def test_kv_occupies_the_prefill_replica_until_it_has_left(run_fleet: Any, make_pool: Any) -> None:
+    """60 blocks of 4 tokens hold two prompts of 100; the third waits for the first transfer to end."""
+    trace = Trace.from_columns([0.0, 0.0, 0.0], [100] * 3, [2] * 3)
+    slow, fast = LinkSpec(1000.0, 0.0, "fifo", False), LinkSpec(1e12, 0.0, "fifo", False)
+    starts = []
+    for make in (vllm, lambda: sglang(max_total_tokens=240, disable_overlap_schedule=True)):
+        for link in (slow, fast):
+            pools = [
+                Pool("p", make, Constant(), 1, role="prefill", kv_bytes_per_token=10.0),
+                make_pool("d", 3, role="decode", steptime=Constant()),
+            ]
+            fleet, records = run_fleet(trace, pools, link=link)
+            starts.append(np.sort(records.first_scheduled_time))
+            assert fleet.members[0].replica.scheduler.blocks_used == 0  # all of it is back in the end
+    for held, free in (starts[:2], starts[2:]):
+        assert held == pytest.approx([0.0, 0.0, 0.1 + 1.0])  # 1000 B at 1000 B/s
+        assert free == pytest.approx([0.0, 0.0, 0.1])
+
+
+@pytest.mark.parametrize("system", ["vllm", "sglang"])
+def test_samples_of_one_prompt_share_what_was_sent_once(run_fleet: Any, make_pool: Any, system: str) -> None:
+    trace = Trace.from_columns([0.0, 0.05], [20, 12], [5, 4], n=[3, 1])
+    make = vllm if system == "vllm" else sglang
+    decode = Pool("d", make, Constant(), 1, role="decode")
+    pools = [make_pool("p", 1, role="prefill", kv_bytes_per_token=10.0, steptime=Constant()), decode]
+    fleet, records = run_fleet(trace, pools, link=LinkSpec(1000.0, 0.0, "fair", True))
+    assert fleet.handover.bytes_sent == 200 + 120
+    assert records.output_length.tolist() == [15, 4]
+    assert (
+        records.finish_time[0] < 1.2
+    )  # together: four more tokens each, a sequence after the other would take 12
+    scheduler = fleet.members[1].replica.scheduler
+    assert scheduler.blocks_used == 0 and scheduler.num_running == 0
 
 
 def test_a_dead_prefill_replica_takes_its_transfers_along(run_fleet: Any, make_pool: Any) -> None:

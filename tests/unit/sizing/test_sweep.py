@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import statistics
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from simulator.errors import CapacityError, ConfigurationError, SimError
 from simulator.sizing import SerialExecutor, local_executor
+from simulator.sizing.pool import DurableExecutor
 from simulator.sizing.study import Run, Study
 from simulator.sizing.sweep import dask_executor, run_study, simulate_run
 from simulator.workload import Lengths, generate_trace
@@ -233,3 +236,67 @@ def test_a_dask_cluster_gives_what_one_process_gives(study: Study, tmp_path: Pat
     ) as cluster:
         far = run_study(study, tmp_path / "far", lambda: dask_executor(cluster.scheduler_address))
     assert far.read_bytes() == one.read_bytes()
+
+
+def test_results_can_be_queried_while_the_sweep_runs_and_after(study: Study, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    query = "SELECT \"point.gpu\", count(*), avg(p99_ttft_ms) FROM '{}' GROUP BY 1 ORDER BY 1"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "out", lambda: shuffled(10))
+    half = duckdb.sql(query.format(tmp_path / "out" / "runs" / "*.parquet")).fetchall()
+    assert 0 < sum(count for _, count, _ in half) < len(study.runs)
+    found = serially(study, tmp_path / "out")
+    whole = duckdb.sql(query.format(tmp_path / "out" / "results.parquet")).fetchall()
+    assert [(gpu, count) for gpu, count, _ in whole] == [("h100", 8), ("l40s", 8)]
+    for gpu, _, mean in whole:
+        assert mean == pytest.approx(
+            sum(r["p99_ttft_ms"] for r in found if r["point.gpu"] == gpu) / 8, rel=1e-12
+        )
+
+
+FREE_CORE = 0.85
+"""Share of a second core that must be idle beside one worker, or there is nothing to be gained from it."""
+
+
+def test_two_workers_finish_a_sweep_faster_than_one(tmp_path: Path) -> None:
+    """At least 1.3 times as fast, by the median of interleaved pairs; skipped where others use the second core."""
+    text = (
+        STUDY.replace("[2, 6]", "[2, 3, 4, 6]")
+        .replace("[4, 64]", "[4, 16, 64]")
+        .replace("seeds: 2", "seeds: 1")
+    )
+    lengths = Lengths.parse("uniform:low=200,high=900"), Lengths.parse("uniform:low=50,high=150")
+    trace = generate_trace(1000, request_rate=3, input_length=lengths[0], output_length=lengths[1], seed=1)
+    trace.to_jsonl(tmp_path / "chat.jsonl")
+    (tmp_path / "study.yaml").write_text(text)
+    study, ratios, idle = Study.load(tmp_path / "study.yaml"), [], []
+    for pair in range(3):
+        seconds = []
+        for workers in (1, 2):
+            with DurableExecutor(workers) as pool:
+                wait(
+                    [pool.submit(simulate_run, run) for run in study.runs[: 2 * workers]]
+                )  # workers are warm
+                start, before = time.perf_counter(), idle_seconds()
+                run_study(study, tmp_path / f"{pair}-{workers}", lambda pool=pool: kept(pool))  # type: ignore[misc]
+                seconds.append(time.perf_counter() - start)
+                if workers == 1:
+                    idle.append((idle_seconds() - before) / seconds[-1])
+        ratios.append(seconds[0] / seconds[1])
+    if statistics.median(idle) < FREE_CORE:
+        pytest.skip(f"beside one worker {statistics.median(idle):.2f} cores are idle, less than {FREE_CORE}")
+    assert statistics.median(ratios) >= 1.3
+
+
+def idle_seconds() -> float:
+    """Idle time of all cores so far, s; infinite where the system does not tell."""
+    if not Path("/proc/stat").exists():
+        pytest.skip("the system does not tell how idle it is")
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return int(fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def kept(pool: Executor) -> Iterator[Executor]:
+    """*pool*, left open."""
+    yield pool
