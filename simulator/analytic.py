@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from simulator.deployment import Resolved
 from simulator.errors import CapacityError, ConfigurationError
+from simulator.scheduling import VllmV1
 from simulator.steptime import step_work
 from simulator.workload import Trace
 
@@ -41,6 +42,8 @@ __all__ = ["SteadyState", "Traffic"]
 Floats = NDArray[np.float64]
 VALID_LOAD = 0.7
 """Share of the stability limit up to which the approximation is held against simulations."""
+UNEVEN_ROUNDS = 0.016
+"""`SteadyState._unevenness` up to which it was within 10 % of simulations (docs/background/analytic.md)."""
 QUANTILES = 12
 BATCHES = sorted({float(round(2 ** (k / 2))) for k in range(27)})
 """1, 2, 3, 4, 6, 8, 11, 16 … 8192."""
@@ -307,6 +310,16 @@ class SteadyState:
                 f"batch {self.batch:.1f} of at most {self.max_batch:.1f}: requests wait for memory or a slot, "
                 "which is not in the formula"
             )
+        if self.stable and self._unevenness > UNEVEN_ROUNDS:
+            found.append(
+                f"prompts make the rounds of a request too uneven ({self._unevenness:.1%}, above "
+                f"{UNEVEN_ROUNDS:.1%}): TTFT and TPOT are too low"
+            )
+        if not issubclass(self.resolved.system.policy_class, VllmV1):
+            found.append(
+                "held against simulations of vLLM, which puts prompts and decodes into one batch; "
+                f"{self.resolved.system.name} has another policy: TTFT and TPOT may be much too low"
+            )
         if self.traffic.dispersion > 2:
             found.append(
                 f"arrivals are burstier than Poisson (variance / mean {self.traffic.dispersion:.1f} over ten "
@@ -329,6 +342,13 @@ class SteadyState:
     def decides_ahead(self) -> bool:
         """Whether a round is decided while the one before it still runs: arrivals wait one more."""
         return bool(self.resolved.limits.get("async_scheduling", False))
+
+    @property
+    def _unevenness(self) -> float:
+        """λ E[X²] / (T_d o): the variance that prompts bring into a round, by its length without them, over the rounds
+        of a request."""
+        squared = float((self._extras(self.batch) ** 2).mean())
+        return self.traffic.request_rate * squared / (self._decode(self.batch) * max(self._rounds, 1.0))
 
     @property
     def _prefill_per_round(self) -> float:

@@ -140,3 +140,29 @@ def test_impossible_traffic_is_refused() -> None:
         ).stability_limit
     with pytest.raises(ConfigurationError, match="concurrency 0"):
         SteadyState.at_concurrency(RESOLVED, Traffic(1.0, (100.0,), 10.0), 0)
+
+
+def test_it_says_where_prompts_make_rounds_too_uneven() -> None:
+    """Lengths for which the simulation disagrees by more than 10 % at 65 % load, and such for which it does not."""
+    deployed = resolved()
+    for prompts, output, valid in (
+        ((1000.0,), 200.0, True),
+        ((128.0,), 32.0, True),
+        ((200.0,), 1000.0, True),
+        ((4000.0,), 50.0, False),
+        ((500.0, 2000.0, 6000.0), 28.0, False),
+    ):
+        traffic = Traffic(1.0, prompts, output)
+        limit = SteadyState(deployed, traffic).stability_limit
+        caveats = SteadyState(deployed, traffic.at(0.65 * limit)).caveats
+        assert any("too uneven" in line for line in caveats) != valid
+
+
+def test_it_says_that_it_is_vllm_s_policy() -> None:
+    traffic = Traffic(1.0, (1000.0,), 200.0)
+    assert SteadyState(resolved(), traffic).caveats == []
+    for system in ("sglang", "tgi"):
+        assert any(
+            f"{system} has another policy" in line
+            for line in SteadyState(resolved(system=system), traffic).caveats
+        )

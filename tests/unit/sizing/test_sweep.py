@@ -238,8 +238,11 @@ def test_a_dask_cluster_gives_what_one_process_gives(study: Study, tmp_path: Pat
     assert far.read_bytes() == one.read_bytes()
 
 
-def test_results_can_be_queried_while_the_sweep_runs_and_after(study: Study, tmp_path: Path) -> None:
+def test_results_can_be_queried_while_the_sweep_runs_and_after(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     duckdb = pytest.importorskip("duckdb")
+    monkeypatch.setattr("simulator.sizing.sweep.IN_FLIGHT", 1)
     query = "SELECT \"point.gpu\", count(*), avg(p99_ttft_ms) FROM '{}' GROUP BY 1 ORDER BY 1"
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path / "out", lambda: shuffled(10))
