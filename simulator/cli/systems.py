@@ -23,6 +23,7 @@ def systems(
     if as_json:
         rows = [
             {k: getattr(s, k) for k in (*FIELDS, "source", "same_as", "options", "speculation")}
+            | {"techniques": _techniques(s)}
             for s in chosen
         ]
         typer.echo(json.dumps(rows, indent=2))

@@ -42,6 +42,25 @@ def test_a_file_states_switches_as_the_command_line_does(
     assert "techniques: enforce_eager true, enable_lora true, max_loras 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"enable_lora": True, "max_loras": 2, "kv_offloading_size": 2.0, "enforce_eager": True},
+        {"system": "hf-static", "kv_cache": False, "kernel_fusion": False},
+        {"pipeline_parallel_size": 2, "attention": "mqa", "kv_cache_dtype": "int4"},
+        {"dtype": "q4_k_m", "system": "llama.cpp", "sampling": "greedy"},
+    ],
+)
+def test_what_was_resolved_can_be_run_again(stated: dict[str, Any]) -> None:
+    first = Deployment.of(model="llama-3.1-8b", gpu="h100", **stated).resolve()
+    again = Deployment.of(**first.config).resolve()
+    assert again.num_gpu_blocks == first.num_gpu_blocks
+    batches = [(8, 8000), (0, 0, [(500, 0)])]
+    assert [again.steptime.seconds(*b) for b in batches] == [first.steptime.seconds(*b) for b in batches]
+    assert type(again.scheduler()) is type(first.scheduler())
+    assert again.equipment == first.equipment
+
+
 def test_every_switch_has_an_option_of_the_command_line() -> None:
     from simulator.cli.technique_options import OPTIONS
 
