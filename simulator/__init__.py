@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from simulator import compiled
+
 if TYPE_CHECKING:
     from simulator.cluster import ClusterSpec
     from simulator.deployment import Deployment
@@ -31,6 +33,9 @@ _HOMES = {
     "read_trace": "simulator.workload",
     "simulate": "simulator.simulation",
 }
+
+
+compiled.install()  # before anything that it may stand for is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.scheduling.request import Request
 from simulator.workload import OUTPUT_ID_BASE, Trace
 
@@ -23,6 +24,7 @@ CHUNK = 1 << 15
 """Rows turned into Python objects at a time, so that a million of them never exist together."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OpenLoop:
     """Arrivals of the requests *indices* (all of them by default) of *trace*, in order.
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import CapacityError
 from simulator.injection import OpenLoop
 from simulator.results import (
@@ -32,8 +33,9 @@ from simulator.results import (
     RecordsBuilder,
     StepSeries,
 )
-from simulator.scheduling import Batch, Request, Scheduler, Wait
+from simulator.scheduling.base import Batch, Scheduler, Wait
 from simulator.scheduling.request import FINISHED as ENDED
+from simulator.scheduling.request import Request
 from simulator.scheduling.speculative import DraftCounts, SpeculativeDecodeSet
 from simulator.steptime import StepTime
 
@@ -47,6 +49,7 @@ WITH_FIRST = -2
 """``decode_end`` of a sequence whose next token, the one its last prompt chunk yields, is its last."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica:
     """A scheduler, its step times and what it leaves in the records.
 

@@ -6,7 +6,9 @@ layer, which may import every package and is imported by none.
 
 from __future__ import annotations
 
+import platform
 import sys
+from importlib.metadata import version
 
 import typer
 
@@ -35,6 +37,7 @@ from simulator.cli import (
     validate_operators,
     validate_serving,
 )
+from simulator.compiled import is_compiled
 from simulator.errors import SimError
 
 __all__ = ["app", "main"]
@@ -80,6 +83,22 @@ app.command("export")(report.export)
 app.command("serve")(serve.serve)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    show_version: bool = typer.Option(
+        False,
+        "--version",
+        is_eager=True,
+        help="Version, interpreter, and whether the hot modules are compiled.",
+    ),
+) -> None:
+    """Say how an LLM serving system will behave on given hardware under given traffic."""
+    if show_version:
+        how = "compiled" if is_compiled() else "plain Python, half the speed"
+        typer.echo(f"servesim {version('servesim')}, Python {platform.python_version()}, {how}")
+        raise typer.Exit
 
 
 def main() -> None:

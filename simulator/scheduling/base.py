@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import ConfigurationError
 from simulator.scheduling.decoding import DecodeSet
 from simulator.scheduling.request import Request
@@ -125,6 +127,7 @@ class Batch:
             yield request, chunk
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler(ABC):
     """Base of every policy: the decoding set, the running set and the counters that reports need.
 
@@ -134,19 +137,19 @@ class Scheduler(ABC):
 
     depth = 1
     """Batches in flight at most."""
-    quiet = False
+    quiet: ClassVar[bool] = False
     """Whether `commit` has nothing to do for a batch in which nothing ended."""
-    discards_in_flight = False
+    discards_in_flight: ClassVar[bool] = False
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     delivery = "step"
     """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
     block_transfer_s = 0.0
     """Seconds that a KV block takes between device and host memory; a deployment knows it."""
-    takes_kv = False
+    takes_kv: ClassVar[bool] = False
     """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
-    keeps_kv = False
+    keeps_kv: ClassVar[bool] = False
     """Whether the KV of a request that ``sends_kv`` stays until `release`; else it is free as soon as it ends."""
-    forks = False
+    forks: ClassVar[bool] = False
     """Whether the policy itself turns a request with ``n`` samples into sequences; else the front end does."""
 
     def __init__(self, *, max_num_seqs: int, block_size: int, explicit: bool = False) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import ConfigurationError
 from simulator.scheduling.request import Request
 
@@ -98,6 +99,7 @@ MISS = Hit()
 """Nothing found."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class BlockManager:
     """*num_blocks* usable blocks of *block_size* tokens.
 
@@ -387,7 +389,7 @@ class BlockManager:
         plain = request.num_blocks - request.registered
         if plain:
             self._free_plain(request, plain)
-        for span, lo, hi in reversed(held):
+        for span, lo, hi in held[::-1]:
             self._release(span, (lo, hi))
         held.clear()
         request.cursor = None

@@ -10,11 +10,13 @@ by any number of iterations cost the same whatever the size of the set.
 
 from __future__ import annotations
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.scheduling.request import Request
 
 __all__ = ["DecodeSet"]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class DecodeSet:
     """Sequences that each compute one token per iteration.
 

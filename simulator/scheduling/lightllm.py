@@ -19,6 +19,7 @@ the model.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.scheduling.base import Batch, Wait
 from simulator.scheduling.lightllm_router import RouterScheduler
@@ -33,7 +34,7 @@ IDLE_SECONDS = 0.010
 class Lightllm(RouterScheduler):
     """The policy over its token pool; keywords are LightLLM's server arguments, see `RouterScheduler`."""
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     # iterations
 

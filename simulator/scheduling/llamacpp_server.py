@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Container, Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Scheduler
@@ -52,8 +52,8 @@ class LlamaServer(Scheduler):
     times, not decisions. *uniform* names content whose tokens are all alike.
     """
 
-    quiet = True
-    forks = True
+    quiet: ClassVar[bool] = True
+    forks: ClassVar[bool] = True
 
     def __init__(
         self,

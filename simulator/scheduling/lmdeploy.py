@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -44,7 +45,7 @@ class Lmdeploy(Scheduler):
     """
 
     depth = 2
-    discards_in_flight = True
+    discards_in_flight: ClassVar[bool] = True
 
     def __init__(
         self,

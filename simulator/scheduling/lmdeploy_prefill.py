@@ -301,5 +301,5 @@ class Line:
                 later = sorted((e for e in map(self._entry, self.holders) if e > entry), reverse=True)
                 return found + [other for _, _, other in later]
             line = [*skipped, *waiting[at + 1 :]]
-            found += [other for other in reversed(line) if other in self.holders]
+            found += [other for other in line[::-1] if other in self.holders]
         return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler
@@ -29,7 +30,7 @@ class Orca(Scheduler):
     *reserve* is ``limit`` (prompt and ``max_tokens``) or ``context`` (*max_model_len*).
     """
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ if that and the widest request's wish are free, everybody gets what it needs.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 from simulator.scheduling.base import Batch, Scheduler
 from simulator.scheduling.blocks import BlockManager, Span
@@ -25,7 +26,7 @@ __all__ = ["PagedMemory"]
 class PagedMemory(Scheduler):
     """Blocks of requests and of the sequences they fork into; queues and turns are a subclass's."""
 
-    forks = True
+    forks: ClassVar[bool] = True
 
     def __init__(
         self,

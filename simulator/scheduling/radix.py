@@ -69,7 +69,7 @@ class RadixTree:
         self.root.locks = 1
         self.tokens = 0
         self.protected = 0
-        self._clock = 0
+        self._clock = 0.0
         self._leaves: list[tuple[float, int, RadixNode]] = []  # each leaf at most once, under a time it had
         self._num_queued = 0
         self._num_own = 0
@@ -79,7 +79,7 @@ class RadixTree:
         """Tokens in unlocked nodes."""
         return self.tokens - self.protected
 
-    def tick(self) -> int:
+    def tick(self) -> float:
         """The next moment of the tree's own clock."""
         self._clock += 1
         return self._clock
@@ -248,7 +248,7 @@ class RadixCache(RadixTree):
         return node
 
     def _stamp_path(self, node: RadixNode | None) -> None:
-        time = float(self.tick())
+        time = self.tick()
         while node is not None:
             node.time = time
             time -= 1e-5

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from simulator.scheduling.base import Batch, Wait
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
@@ -33,9 +33,9 @@ __all__ = ["SYSTEMS", "Sglang"]
 class Sglang(PrefillScheduler):
     """The policy over its token pool; keywords are SGLang's server arguments, see `PrefillScheduler`."""
 
-    discards_in_flight = True
-    takes_kv = True
-    keeps_kv = True
+    discards_in_flight: ClassVar[bool] = True
+    takes_kv: ClassVar[bool] = True
+    keeps_kv: ClassVar[bool] = True
 
     def add(self, request: Request, now: float) -> None:
         super().add(request, now)

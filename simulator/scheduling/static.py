@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -61,7 +62,7 @@ class StaticBatch(Scheduler):
     *max_model_len* limits prompt and output together.
     """
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -36,7 +37,7 @@ class Tgi(Scheduler):
     as TGI 2 does.
     """
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self,

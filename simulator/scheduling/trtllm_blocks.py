@@ -209,7 +209,7 @@ class ReusePool:
             own = returns or _output_is_named(request)
             self._insert(request, tokens, self.blocks_for(tokens) if own else self._named(request, tokens))
         self._put(request.num_blocks - len(request.held))
-        for block in reversed(request.held):
+        for block in request.held[::-1]:
             block.users -= 1
             if block.users:
                 self.num_shared -= 1

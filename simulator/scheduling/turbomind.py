@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
@@ -32,7 +33,7 @@ class TurboMind(Scheduler):
     *session_len* tokens (0: what the blocks hold).
     """
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler
@@ -26,7 +27,7 @@ class UnsharedPages(Scheduler):
     not complete ``num_blocks``.
     """
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self, *, num_blocks: int, block_size: int, max_num_seqs: int, max_length: int, explicit: bool

@@ -16,8 +16,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler
 from simulator.scheduling.blocks import BlockManager, Hit
@@ -27,8 +28,7 @@ from simulator.scheduling.system import Device, System
 __all__ = ["SYSTEMS", "V1Rules", "VllmV1"]
 
 
-@dataclass(frozen=True)
-class V1Rules:
+class V1Rules(NamedTuple):
     """What differs between releases of V1.
 
     *reserve_full_prompt*: admission asks for free blocks for everything known of the request, though it
@@ -59,6 +59,7 @@ V1_RULES = {
 }
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class VllmV1(Scheduler):
     """The V1 policy over its block manager.
 
@@ -68,9 +69,9 @@ class VllmV1(Scheduler):
     decided while the last one runs.
     """
 
-    quiet = True
-    takes_kv = True
-    keeps_kv = True
+    quiet: ClassVar[bool] = True
+    takes_kv: ClassVar[bool] = True
+    keeps_kv: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class VllmV1(Scheduler):
         long_prefill_token_threshold: int = 0,
         watermark: float = 0.0,
         async_scheduling: bool = False,
-        rules: V1Rules = V1_RULES["0.33"],
+        rules: V1Rules | None = None,
         explicit: bool = False,
         track_ids: bool = False,
     ) -> None:
@@ -95,6 +96,7 @@ class VllmV1(Scheduler):
             raise ConfigurationError(f"policy {policy!r}: must be fcfs or priority")
         if max_num_batched_tokens < 1:
             raise ConfigurationError(f"max_num_batched_tokens {max_num_batched_tokens}: must be at least 1")
+        rules = rules or V1_RULES["0.33"]
         self.block_size = block_size
         self.by_priority = policy == "priority"
         self.chunked = enable_chunked_prefill

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler
@@ -30,7 +31,7 @@ ROUND = 16
 class Xinference(Scheduler):
     """*max_num_seqs* seats over a rectangle of at most *max_total_tokens* tokens of KV."""
 
-    quiet = True
+    quiet: ClassVar[bool] = True
 
     def __init__(
         self,
