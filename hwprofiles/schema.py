@@ -199,6 +199,8 @@ class HardwareProfile(Record):
     aliases: list[str] = Field(default=[])
     vendor: str
     architecture: str
+    device: str | None = None
+    """Bundled profile of this very device, where this one was calibrated on it."""
     relative: str | None = None
     """Profile whose laws stand in for families that this one has not measured, scaled by datasheet ratios."""
     datasheet: Datasheet
@@ -282,6 +284,11 @@ class HardwareProfile(Record):
         parts = [f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1])]
         relative = f" (relative: {self.relative})" if self.relative else ""
         return f"laws: {', '.join(parts) or 'none'}{relative}"
+
+    @property
+    def device_name(self) -> str:
+        """The device by its bundled profile: what prices are quoted for."""
+        return self.device or self.name
 
     def serving_costs(self, system: str, model: str, num_gpus: int) -> ServingCosts | None:
         """What was observed of *system*: with this model and number of GPUs if it was, else the latest."""

@@ -215,7 +215,7 @@ class Deployment(Techniques):
     ) -> dict[str, Any]:
         """The policy's arguments: the system's defaults for the device, overruled by what was stated."""
         options = system.options
-        device = Device(profile.name, profile.memory_bytes / GIB, parallelism.num_gpus)
+        device = Device(profile.device_name, profile.memory_bytes / GIB, parallelism.num_gpus)
         limits = {**system.offload_options, **system.defaults(device)}
         stated: dict[str, Any] = {
             name: getattr(self, name) for name in COMMON if getattr(self, name) is not None

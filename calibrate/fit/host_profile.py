@@ -27,13 +27,13 @@ def write_host_profile(fit: HostFit, observation: Observation, gpu: str, out: Pa
     )
     costs = serving_costs(fit, observation)
     others = [old for old in base.serving if _deployed(old) != _deployed(costs)]
-    # Policies know devices by words in their names: the device stays in the name.
     name = base.name if out.stem in base.name else f"{base.name}-{out.stem}"
     again = Path(gpu).exists() and out.exists() and Path(gpu).samefile(out)
     profile = base.model_copy(
         update={
             "name": name,
             "aliases": [],
+            "device": base.device if gpu.endswith((".yaml", ".yml")) else base.name,
             "version": base.version + again,
             "serving": [*others, costs],
         }

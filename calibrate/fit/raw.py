@@ -128,7 +128,9 @@ def _device(meta: dict[str, Any], frames: Frames, name: str) -> HardwareProfile:
     known = _bundled(meta["device"])
     if known is not None:
         memory = known.memory.model_copy(update={"visible_bytes": float(meta["memory_bytes"])})
-        return known.model_copy(update={**provenance, "relative": known.name, "memory": memory})
+        return known.model_copy(
+            update={**provenance, "device": known.name, "relative": known.name, "memory": memory}
+        )
     return HardwareProfile(
         vendor="unknown",
         architecture=meta["kind"],

@@ -30,7 +30,7 @@ def steady_state(
 ) -> None:
     """Print the steady state at a rate or a concurrency, with equal requests or the lengths of a trace."""
     state = _state(resolved, prompt, output, request_rate, concurrency, trace)
-    price = _price(resolved.profile.name)
+    price = _price(resolved.profile.device_name)
     if as_json:
         cost = None if price is None else state.cost_per_million(price)
         typer.echo(json.dumps(state.as_dict() | {"usd_per_million_tokens": cost}, indent=2))

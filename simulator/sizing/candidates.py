@@ -224,14 +224,15 @@ def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> C
         bound = state.capacity_bound(tpot_s) if split is None else split.bound(state, tpot_s)
     except SimError as error:
         return Skipped(choice.name, "impossible", " ".join(str(error).split()))
-    if resolved.profile.name not in prices:
-        return Skipped(choice.name, "price", prices.missing(resolved.profile.name))
+    device = resolved.profile.device_name
+    if device not in prices:
+        return Skipped(choice.name, "price", prices.missing(device))
     if bound <= 0:
         shortest = 1000 * state.shortest_step()
         why = f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
         return Skipped(choice.name, "bound", why)
     gpus = resolved.parallelism.num_gpus * (1 if split is None else split.replicas)
-    return Candidate(choice, prices.of(resolved.profile.name).usd_per_hour, gpus, bound)
+    return Candidate(choice, prices.of(device).usd_per_hour, gpus, bound)
 
 
 def _with_shared_steps(resolved: Resolved) -> Resolved:

@@ -203,9 +203,10 @@ def _would_change(result: SearchResult, sensitivity: list[dict[str, Any]], spare
 
 def _provenance(plan: Plan, prices: Prices) -> list[str]:
     resolved, split = plan.candidate.deployment.resolve(), plan.candidate.choice.split
+    device = resolved.profile.device_name
     lines = [
         *resolved.provenance,
-        f"price of {resolved.profile.name}: {prices.of(resolved.profile.name).text}",
+        f"price of {device}: {prices.of(device).text}",
     ]
     if split is not None:
         lines.append(

@@ -38,7 +38,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Prices:
-    """Quotes by the name of the hardware profile."""
+    """Quotes by the name of the device's bundled profile."""
 
     quotes: Mapping[str, Quote]
 
@@ -48,7 +48,7 @@ class Prices:
         quotes = dict(_shipped())
         if path is not None:
             quotes |= {
-                load_profile(str(name)).name: _quote(path, str(name), entry, f"{Path(path).name}")
+                load_profile(str(name)).device_name: _quote(path, str(name), entry, f"{Path(path).name}")
                 for name, entry in _mapping(path).items()
             }
         return cls(quotes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,14 @@ def test_laws_stay_and_where_it_comes_from_is_kept(written: tuple[Path, HostFit,
     assert set(costs.held_out) == {
         f"{m}.{s}" for m in ("ttft", "tpot", "e2el") for s in ("mean", "p50", "p99")
     }
+
+
+def test_the_device_keeps_its_price(written: tuple[Path, HostFit, str]) -> None:
+    path, _, _ = written
+    assert load_profile(path).device_name == load_profile("h100").name
+    command = ["estimate", "--gpu", str(path), "--model", "llama-3.1-8b", "--system", "vllm", "--json"]
+    shown = CliRunner().invoke(app, [*command, "--request-rate", "2"])
+    assert json.loads(shown.output)["usd_per_million_tokens"]["all"] > 0
 
 
 def test_fitting_again_replaces_the_same_deployment(
