@@ -56,7 +56,7 @@ gpu-bench:
 			--json $(GPU_OUT)/throughput.json
 
 gpu-calibrate:
-	@$(HAVE_GPU) || $(NO_GPU); $(PYTHON) -m calibrate measure --device cuda --model $(GPU_MODEL) --budget 8m \
+	@$(HAVE_GPU) || $(NO_GPU); timeout 535 $(PYTHON) -m calibrate measure --device cuda --model $(GPU_MODEL) --budget 8m \
 		--out $(GPU_OUT)/raw $(GPU_LIMITS)
 	@$(HAVE_GPU) || exit 0; echo "fit anywhere: sim calibrate fit $(GPU_OUT)/raw --out $(GPU_OUT)/profile.yaml"
 

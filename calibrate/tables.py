@@ -193,6 +193,11 @@ def _streams(raw: pd.DataFrame, path: Path) -> Frames:
     return _by_operation(frame, raw["op"].map(lambda name: name if name in own else "elementwise"))
 
 
+def _shown_only(raw: pd.DataFrame, path: Path) -> Frames:
+    """Blocks moved and steps launched: for the report; no law takes them."""
+    return {}
+
+
 def _by_operation(frame: pd.DataFrame, operation: pd.Series[str]) -> Frames:
     return {str(name): part.reset_index(drop=True) for name, part in frame.groupby(operation, sort=True)}
 
@@ -207,6 +212,8 @@ LAYOUTS: tuple[tuple[set[str], Reader], ...] = (
     ({"gpu", "dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "latency_us"}, _moe),
     ({"gpu", "impl", "op", "num_gpus", "bytes", "latency_us"}, _collectives),
     ({"gpu", "op", "tokens", "bytes", "latency_us"}, _streams),
+    ({"gpu", "op", "pattern", "blocks", "bytes", "latency_us"}, _shown_only),
+    ({"gpu", "launch", "num_seqs", "context", "latency_us"}, _shown_only),
     ({"gpu", "dtype", "m", "n", "k", "latency_us"}, _gemm),
 )
 """Columns that a layout needs, and its reader; the first that fits is taken."""

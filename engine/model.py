@@ -85,7 +85,7 @@ class Decoder:
             x, residual = kernels.add_rms_norm(x, residual, layer.input_norm, eps)
         x = self._attention(layer, index, x, layout, cache)
         x, residual = kernels.add_rms_norm(x, residual, layer.post_norm, eps)
-        x = self._experts(layer, x) if layer.router is not None else self._mlp(layer.experts[0], x)
+        x = self.experts(layer, x) if layer.router is not None else self._mlp(layer.experts[0], x)
         return self.parallel.reduce(x), residual
 
     @torch.inference_mode()
@@ -149,7 +149,7 @@ class Decoder:
         up, down = pair
         return self._linear(down, self.kernels.silu_mul(self._linear(up, x)))
 
-    def _experts(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def experts(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """Each token visits the experts of its largest router weights (Jiang et al. 2024, sec. 2.1)."""
         assert layer.router is not None
         weights = self.kernels.matmul(x, layer.router).float().softmax(dim=-1)

@@ -77,7 +77,7 @@ class ModelRunner:
             marks.append(self._mark())
             hidden = self.graphs.replay(graph)
         else:
-            tokens, layout = self._upload(batch)
+            tokens, layout = self.upload(batch)
             marks.append(self._mark())
             hidden = self.decoder.forward(tokens, layout, self.cache)
         marks.append(self._mark())
@@ -116,7 +116,8 @@ class ModelRunner:
         self.timings.append(timing)
         return timing
 
-    def _upload(self, batch: BatchInput) -> tuple[Tensor, Layout]:
+    def upload(self, batch: BatchInput) -> tuple[Tensor, Layout]:
+        """Tokens and layout of *batch* on the device."""
         up = self._to_device
         chunks = len(batch.prefill_lens)
         layout = Layout(

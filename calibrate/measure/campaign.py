@@ -28,6 +28,8 @@ CALM = 1.0
 """Seconds a throttled device rests before the shot is taken again."""
 SLACK = 0.9
 """Share of the budget that is planned: estimates err."""
+MOST_FAILURES = 5
+"""Failures in a row after which the device is taken to be lost."""
 STEP_SHARE = 0.25
 """Share of the time that whole steps get."""
 
@@ -49,7 +51,9 @@ class Campaign:
     seed: int = 0
     clock: Callable[[], float] = time.monotonic
     rest: Callable[[float], None] = time.sleep
+    _failures: int = 0
     throttled: list[Shot] = field(default_factory=list)
+    failed: list[Shot] = field(default_factory=list)
 
     def run(
         self, shots: Sequence[Shot], done: set[tuple[str, ...]], deadline: float, progress: Progress
@@ -65,9 +69,22 @@ class Campaign:
             if self.clock() > deadline:
                 progress.end(f"out of time: {len(todo) - count} of {len(todo)} shots left out")
                 return len(todo) - count
-            self._take(shot)
+            self._try(shot)
+            if self._failures >= MOST_FAILURES:
+                progress.end(f"stopped: {MOST_FAILURES} shots in a row failed, see failed.jsonl")
+                return len(todo) - count
         progress.end(f"{len(todo)} shots measured")
         return 0
+
+    def _try(self, shot: Shot) -> None:
+        """One shot; what it alone cannot do, for lack of memory or by a kernel's fault, does not lose the others."""
+        try:
+            self._take(shot)
+            self._failures = 0
+        except RuntimeError as error:  # torch's, out of memory included
+            self.failed.append(shot)
+            self._failures += 1
+            self.folder.note_failure(shot, str(error).splitlines()[0])
 
     def _take(self, shot: Shot) -> None:
         """One sample; taken again where the device had throttled, and marked when that does not help."""

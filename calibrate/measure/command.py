@@ -6,6 +6,7 @@ import argparse
 import datetime
 import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = [
     "record_loads",
 ]
 
+HOST_BLOCKS = 256
+"""Blocks on the host, to measure swapping with."""
 ROUNDS = 40
 """Rounds of whole steps where time allows."""
 
@@ -110,16 +113,21 @@ def measure(options: argparse.Namespace) -> int:
     common["kernel"] = workbench.kernels.name
     campaign = Campaign(workbench, folder, common, thermometer, options.seed)
     left = seconds - (time.monotonic() - start)
+    wanted = operator_shots(workbench.config, workbench.limits)
     shots = plan_shots(
-        operator_shots(workbench.config, workbench.limits),
+        wanted,
         left,
         meta["ceilings"],
         workbench.timer.budget,
         workbench.pause(),
     )
-    campaign.run(shots, done, start + 0.8 * seconds, Progress("operators"))
+    meta["shots_left_out"] = len(wanted) - len(shots)
+    meta["shots_left_out"] += campaign.run(shots, done, start + 0.8 * seconds, Progress("operators"))
     campaign.run(step_shots(options.rounds), done, start + seconds, Progress("whole steps"))
+    meta["not_measured"] = workbench.not_measured
     folder.write_meta({**meta, "seconds": meta.get("seconds", 0.0) + time.monotonic() - start})
+    if campaign.failed:
+        print(f"{len(campaign.failed)} shots failed, see {options.out / 'failed.jsonl'}")
     if campaign.throttled:
         print(f"{len(campaign.throttled)} shots throttled, kept apart in {options.out / 'throttled.jsonl'}")
     print(f"raw samples: {options.out}")
@@ -197,7 +205,7 @@ def _settings(options: argparse.Namespace) -> EngineSettings:
 
 def make_workbench(options: argparse.Namespace) -> Workbench:
     """The engine and its bench, with the limits of *options*."""
-    llm = LLM.of(_settings(options))
+    llm = LLM.of(replace(_settings(options), swap_space_blocks=HOST_BLOCKS))
     device = llm.runner.decoder.device
     repeat = options.repeat or (0.15 if device.type == "cuda" else 0.03)
     return Workbench(llm, Timer(device, repeat, thread_clock(device)), options.seed)
@@ -213,7 +221,10 @@ def describe_run(options: argparse.Namespace, workbench: Workbench) -> dict[str,
         "model": str(options.model),
         "config": {
             name: getattr(workbench.config, name)
-            for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+            for name in (
+                *("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"),
+                *("intermediate_size", "num_experts", "experts_per_token"),
+            )
         },
         "dtype": str(workbench.dtype).removeprefix("torch."),
         "seed": options.seed,

@@ -28,12 +28,17 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int
     num_tokens: int
+    host_blocks: int = 0
+    """Blocks on the host to swap to."""
+    block_bytes: int = 0
+    graph_sizes: tuple[int, ...] = ()
+    """Captured batch sizes; empty: nothing is launched as a graph."""
 
 
 def operator_shots(config: DecoderConfig, limits: Limits) -> list[Shot]:
     """Every operator shot worth taking, in no order."""
     found: dict[tuple[str, ...], Shot] = {}
-    for family in (_gemm, _decode, _prefill, _stream):
+    for family in (_gemm, _decode, _prefill, _moe, _stream, _moves, _launches):
         for shot in family(config, limits):  # several grids may ask for a shape: the first to need it counts
             there = found.get(shot.key)
             if there is None or shot.level < there.level:
@@ -156,6 +161,55 @@ def _stream(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
             yield Shot(
                 "streams", (("op", name), ("tokens", tokens), ("bytes", size)), level % 2, bytes=5.0 * size
             )
+
+
+def _moe(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
+    """The routed experts of a layer, router included; random routers spread tokens evenly."""
+    if not config.is_moe:
+        return
+    matrix = 3.0 * config.hidden_size * config.intermediate_size
+    for tokens, level in edges(limits.max_num_batched_tokens):
+        choices = tokens * config.experts_per_token
+        shape: tuple[tuple[str, str | int], ...] = (
+            ("num_tokens", tokens),
+            ("hidden_size", config.hidden_size),
+            ("inter_size", config.intermediate_size),
+            ("topk", config.experts_per_token),
+            ("num_experts", config.num_experts),
+            ("tp", 1),
+            ("ep", 1),
+            ("distribution", "uniform"),
+        )
+        moved = ELEMENT * matrix * min(choices, config.num_experts)
+        yield Shot("moe", shape, level, flops=2.0 * matrix * choices, bytes=moved)
+
+
+def _moves(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
+    """Blocks copied on the device, and swapped to the host and back: scattered, and as one run."""
+    device = limits.num_tokens // 16
+    for op in ("block_copy", "swap_out", "swap_in"):
+        room = device // 2 if op == "block_copy" else min(limits.host_blocks, device)
+        for blocks, level in edges(min(room, MOST_BLOCKS)):
+            if level:
+                continue
+            for pattern in ("scattered", "run", *(("coalesced",) if op != "block_copy" else ())):
+                size = blocks * limits.block_bytes
+                shape = (("op", op), ("pattern", pattern), ("blocks", blocks), ("bytes", size))
+                yield Shot("moves", shape, 1, bytes=(40.0 if op != "block_copy" else 2.0) * size)
+
+
+def _launches(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
+    """The same decode steps launched kernel by kernel and as a graph; a graph has every size, an eager step any."""
+    context = min(256, limits.max_model_len // 2)
+    for size in limits.graph_sizes:
+        if size & (size - 1) or size * (context + 16) > limits.num_tokens:
+            continue
+        for launch in ("eager", "graph"):
+            shape = (("launch", launch), ("num_seqs", size), ("context", context))
+            yield Shot("launches", shape, 1, bytes=20e9)
+
+
+MOST_BLOCKS = 256
 
 
 def _heads(config: DecoderConfig) -> tuple[tuple[str, int], ...]:

@@ -1,8 +1,9 @@
 """Raw samples on disk: CSV tables that grow row by row, so that what was measured survives a kill.
 
-``gemm.csv``, ``attn_decode.csv``, ``attn_prefill.csv`` and ``streams.csv`` have the columns of the public tables
-(times in µs); ``steps.jsonl`` holds whole steps, ``throttled.jsonl`` what was measured while the clock was down,
-``meta.json`` device, versions, model, limits, seed and ceilings.
+``gemm.csv``, ``attn_decode.csv``, ``attn_prefill.csv``, ``moe.csv`` and ``streams.csv`` have the columns of the public
+tables (times in µs); ``moves.csv`` holds blocks copied and swapped, ``launches.csv`` decode steps launched eagerly and
+as a graph, ``steps.jsonl`` whole steps, ``throttled.jsonl`` what was measured while the clock was down,
+``failed.jsonl`` what could not be measured and why, ``meta.json`` device, versions, model, limits, seed and ceilings.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gemm": (("gpu", "src", "dtype"), ("m", "n", "k")),
     "attn_decode": (("gpu", "src", "kernel", "kv_dtype"), (*HEADS, "kv_lens")),
     "attn_prefill": (("gpu", "src", "kernel", "kv_dtype"), (*HEADS, "batch_size", "chunk", "context")),
+    "moe": (
+        ("gpu", "src", "dtype"),
+        ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "tp", "ep", "distribution"),
+    ),
     "streams": (("gpu", "src"), ("op", "tokens", "bytes")),
+    "moves": (("gpu", "src"), ("op", "pattern", "blocks", "bytes")),
+    "launches": (("gpu", "src"), ("launch", "num_seqs", "context")),
 }
 """What is the same in all rows of a table, and what makes a shape."""
 IDENTITY = ("device", "model", "dtype", "seed")
@@ -78,6 +85,12 @@ class RawFolder:
             columns = (*same, *shape, *MEASURED)
             known = [{**common, **dict(shot.shape), **row} for row in sample.rows]
             self._append_rows(shot.table, columns, [[row.get(name, "") for name in columns] for row in known])
+
+    def note_failure(self, shot: Shot, reason: str) -> None:
+        """Keep that *shot* could not be measured; it is tried again when the folder is resumed."""
+        self._append(
+            "failed.jsonl", json.dumps({"table": shot.table, **dict(shot.shape), "reason": reason}) + "\n"
+        )
 
     def steps(self) -> list[dict[str, Any]]:
         """The measured steps."""

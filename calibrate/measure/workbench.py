@@ -20,9 +20,10 @@ from torch import Tensor
 from calibrate.measure.grid import Limits, gemm_shapes
 from calibrate.measure.shot import Sample, Shot
 from calibrate.measure.steps import StepRounds
+from engine.batch import Row, pack
 from engine.kernels.timing import Call, Timer, copies_past_cache
 from engine.llm import LLM
-from engine.model import Layout
+from engine.model import DENSE_TOKENS, Layout
 from engine.weights import LayerWeights
 
 __all__ = ["Workbench"]
@@ -47,7 +48,10 @@ class Workbench:
             "gemm": self._gemm,
             "attn_decode": self._decode,
             "attn_prefill": self._prefill,
+            "moe": self._moe,
             "streams": self._stream,
+            "moves": self._moves,
+            "launches": self._launch,
         }
 
     @property
@@ -59,7 +63,22 @@ class Workbench:
             settings.max_num_batched_tokens,
             settings.model_len(self.config),
             self.cache.num_blocks * self.cache.block_size,
+            self.cache.num_host_blocks,
+            self.cache.bytes_per_block,
+            () if self.llm.runner.graphs is None else tuple(self.llm.runner.graphs.sizes),
         )
+
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """What this machine cannot show, and why."""
+        found = {}
+        devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        found["collectives"] = f"{devices} device{'s' * (devices > 1)}, and the engine here runs on one"
+        if self.llm.runner.graphs is None:
+            found["graph launches"] = "no CUDA graphs are captured here"
+        if not self.cache.num_host_blocks:
+            found["swap"] = "no host blocks"
+        return found
 
     def measure(self, shot: Shot) -> Sample:
         """Time *shot*: its rows, in µs."""
@@ -69,7 +88,7 @@ class Workbench:
         with torch.inference_mode():
             copies = min(self.config.num_layers, max(LEAST_COPIES, self._copies(shot)))
             calls = list(self._builders[shot.table](shot, copies))
-            sample = self.timer.measure(calls, self.kernels.graph_safe)
+            sample = self.timer.measure(calls, self._capturable(shot))
         row = {"latency_us": f"{sample.seconds * 1e6:.3f}", "spread_us": f"{sample.spread * 1e6:.3f}"}
         return Sample(({**row, "repeats": sample.repeats, "mode": sample.mode},))
 
@@ -119,6 +138,13 @@ class Workbench:
 
     def _copies(self, shot: Shot) -> int:
         return copies_past_cache(max(1, int(shot.bytes)), self.device)
+
+    def _capturable(self, shot: Shot) -> bool:
+        """Whether a call asks the device nothing and is no graph itself."""
+        if shot.table == "moe":
+            stacked = self.decoder.weights.layers[0].stacked is not None
+            return self.kernels.graph_safe and stacked and shot["num_tokens"] <= DENSE_TOKENS
+        return self.kernels.graph_safe and shot.table not in ("moves", "launches")
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
@@ -204,6 +230,56 @@ class Workbench:
             case "sampling":
                 logits = torch.randn(tokens, self.config.vocab_size, device=self.device)
                 yield lambda: self.kernels.sample(logits, greedy=True)
+
+    def _moe(self, shot: Shot, copies: int) -> Iterator[Call]:
+        x = self._random(shot["num_tokens"], self.config.hidden_size)
+        routed = [layer for layer in self.decoder.weights.layers if layer.router is not None]
+        for layer in routed[:copies]:
+            yield partial(self.decoder.experts, layer, x)
+
+    def _moves(self, shot: Shot, copies: int) -> Iterator[Call]:
+        """One call moves all blocks of a shot in all layers."""
+        op, pattern, count = shot["op"], shot["pattern"], shot["blocks"]
+        if op == "block_copy":
+            blocks = self._order(self.cache.num_blocks, pattern)
+            pairs = list(zip(blocks[:count], blocks[count : 2 * count]))
+            yield partial(self.cache.copy, pairs)
+            return
+        device, host = (
+            self._order(self.cache.num_blocks, pattern),
+            self._order(self.cache.num_host_blocks, pattern),
+        )
+        if pattern == "coalesced":
+            assert self.cache.host is not None
+            ours, theirs = self.cache.data[:, :, :count], self.cache.host[:, :, :count]
+            source, target = (ours, theirs) if op == "swap_out" else (theirs, ours)
+            yield lambda: target.copy_(source, non_blocking=True)
+            return
+        pairs = list(zip(device[:count], host[:count]))
+        if op == "swap_out":
+            yield partial(self.cache.swap_out, pairs)
+        else:
+            yield partial(self.cache.swap_in, [(there, here) for here, there in pairs])
+
+    def _order(self, count: int, pattern: str) -> list[int]:
+        """Blocks in random order, or one after the other."""
+        if pattern != "scattered":
+            return list(range(count))
+        return [int(block) for block in np.random.default_rng(self.seed).permutation(count)]
+
+    def _launch(self, shot: Shot, copies: int) -> Iterator[Call]:
+        """A decode step of equal contexts."""
+        size, length, graphs = shot["num_seqs"], shot["context"], self.llm.runner.graphs
+        table = self._table([length] * size).cpu().numpy()
+        rows = [Row([1], length - 1, row[: -(-length // self.cache.block_size)], 1) for row in table]
+        batch = pack(rows, self.cache.block_size)
+        if shot["launch"] == "graph":
+            assert graphs is not None
+            graphs.load(batch, size)
+            yield partial(graphs.replay, size)
+            return
+        tokens, layout = self.llm.runner.upload(batch)
+        yield partial(self.decoder.forward, tokens, layout, self.cache)
 
     def _kv_write(self, tokens: int, copies: int) -> Iterator[Call]:
         _, k, v = self._qkv(tokens)

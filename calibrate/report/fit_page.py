@@ -52,6 +52,8 @@ def write_fit_report(
         figure_section("Fitted against measured", "Points on the line are exact.", fitted_figure(frames)),
         figure_section("Residuals", "Measured over fitted, less one, by size.", residual_figure(frames)),
         step_section(steps, profile),
+        moves_section(raw),
+        launches_section(raw),
         section("What lies outside", lines(outside(profile, folder, frames), "Nothing was left out.")),
         clock_section(raw),
         section("Provenance", lines(provenance(profile, meta), "")),
@@ -241,6 +243,38 @@ def outside(profile: HardwareProfile, folder: RawFolder, frames: Frames) -> list
     if throttled := folder.throttled():
         found.append(f"{throttled} samples taken while the clock was down, kept apart and not fitted")
     return found
+
+
+def moves_section(raw: Path) -> str:
+    """Blocks copied and swapped: time and rate by pattern; scattered blocks are moved one by one."""
+    frame = _table_of(raw, "moves")
+    if not len(frame):
+        return ""
+    rate = frame["bytes"] / frame["latency_us"] / 1e3
+    shown = frame.assign(us=frame["latency_us"].map("{:,.1f}".format), gbs=rate.map("{:,.2f}".format))
+    shown = shown.sort_values(["op", "pattern", "blocks"])[["op", "pattern", "blocks", "us", "gbs"]]
+    shown = shown.rename(columns={"us": "µs", "gbs": "GB/s"})
+    note = "All layers of a block; coalesced: one copy of neighbouring blocks."
+    return section("Blocks moved", table(shown), note)
+
+
+def launches_section(raw: Path) -> str:
+    """Decode steps launched kernel by kernel and as a graph."""
+    frame = _table_of(raw, "launches")
+    if not len(frame):
+        return ""
+    pairs = frame.pivot_table(
+        index=["num_seqs", "context"], columns="launch", values="latency_us"
+    ).reset_index()
+    if {"eager", "graph"} <= set(pairs.columns):
+        pairs["eager / graph"] = (pairs["eager"] / pairs["graph"]).map("{:.2f}".format)
+    shown = pairs.round(1).rename(columns={"eager": "eager, µs", "graph": "graph, µs"})
+    return section("Launches", table(shown.astype(str)))
+
+
+def _table_of(raw: Path, name: str) -> pd.DataFrame:
+    path = raw / f"{name}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def clock_section(raw: Path) -> str:

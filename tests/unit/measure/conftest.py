@@ -152,6 +152,10 @@ class KnownBench:
         own = {"kv_write": ("kv_write", "bf16"), "sampling": ("sampling", "fp32")}
         return float(self.laws.bound(*own.get(shot["op"], ("elementwise", "bf16")))(shot["bytes"]))
 
+    def _moves(self, shot: Shot) -> float:
+        """5 µs a block, 20 µs to begin with."""
+        return 2e-5 + 5e-6 * float(shot["blocks"])
+
     def _round(self, number: int) -> list[dict[str, Any]]:
         rng, rows = np.random.default_rng(number), []
         for _ in range(self.steps):

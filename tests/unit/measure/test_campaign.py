@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,54 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_model: Path)
     make_campaign(bench, folder).run(shots, done, FOREVER, quiet())
     assert {shot.key for shot in bench.taken} == {shot.key for shot in shots} - done
     assert folder.open(known_meta(tiny_model)) == {shot.key for shot in shots}
-    assert sum(len(frame) for frame in read_folder(tmp_path).values()) == len(shots) - 2
+    fitted = sum(len(frame) for frame in read_folder(tmp_path).values())
+    assert fitted == sum(shot.table not in ("steps", "moves") for shot in shots)
+    moves = (tmp_path / "moves.csv").read_text().splitlines()
+    assert len(moves) - 1 == sum(shot.table == "moves" for shot in shots) > 3
+
+
+def test_a_shot_that_fails_does_not_lose_the_others(tmp_path: Path, tiny_model: Path) -> None:
+    """The kernels of one operator raise; a device that fails at everything is given up, and what there is is kept."""
+
+    class Broken(KnownBench):
+        broken = ("attn_prefill",)
+
+        def measure(self, shot: Shot) -> Sample:
+            if shot.table in self.broken:
+                raise RuntimeError("CUDA error: out of memory\nmore lines")
+            return super().measure(shot)
+
+    shots, out = operator_shots(CONFIG, FEW), io.StringIO()
+    folder, bench = RawFolder(tmp_path), Broken(tiny_model)
+    few = [shot for shot in shots if shot.table == "attn_prefill"][:3]
+    rest = [shot for shot in shots if shot.table != "attn_prefill"]
+    campaign = make_campaign(bench, folder)
+    assert campaign.run([*few, *rest], folder.open(known_meta(tiny_model)), FOREVER, quiet()) == 0
+    assert {shot.key for shot in campaign.failed} == {shot.key for shot in few}
+    assert folder.open(known_meta(tiny_model)) == {shot.key for shot in rest}
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "failed.jsonl").read_text().splitlines()]
+    assert reasons == ["CUDA error: out of memory"] * 3
+    bench.broken = tuple({shot.table for shot in shots})
+    lost = RawFolder(tmp_path / "lost")
+    left = make_campaign(bench, lost).run(
+        shots, lost.open(known_meta(tiny_model)), FOREVER, Progress("test", out, lambda: 0.0)
+    )
+    assert left > len(shots) - 10 and "5 shots in a row failed" in out.getvalue()
+
+
+def test_what_is_measured_covers_every_operator_of_a_step() -> None:
+    """Swaps per block and as one copy, graphs and eager steps where there are any, experts of a mixture."""
+    with_all = replace(LIMITS, host_blocks=64, block_bytes=4096, graph_sizes=(1, 2, 4, 8, 16, 24, 32))
+    shots = operator_shots(CONFIG, with_all)
+    moves = {(shot["op"], shot["pattern"]) for shot in shots if shot.table == "moves"}
+    assert {("swap_out", "scattered"), ("swap_in", "coalesced"), ("block_copy", "scattered")} <= moves
+    launches = {(shot["launch"], shot["num_seqs"]) for shot in shots if shot.table == "launches"}
+    assert {("eager", 1), ("graph", 1), ("eager", 32), ("graph", 32)} <= launches
+    assert not [shot for shot in operator_shots(CONFIG, LIMITS) if shot.table in ("launches", "moe")]
+    moe = DecoderConfig.from_mapping({**TINY, "model_type": "mixtral", "num_local_experts": 4})
+    experts = [shot for shot in operator_shots(moe, LIMITS) if shot.table == "moe"]
+    assert {1, 16, 17, 512} <= {shot["num_tokens"] for shot in experts}
+    assert {(shot["topk"], shot["num_experts"]) for shot in experts} == {(2, 4)}
 
 
 def test_another_model_needs_another_folder(tmp_path: Path, tiny_model: Path) -> None:
@@ -160,7 +208,7 @@ def test_a_bare_machine_measures(tmp_path: Path, tiny_model: Path) -> None:
         "--out",
         str(tmp_path),
         "--budget",
-        "60s",
+        "30s",
         "--rounds",
         "1",
     ]
@@ -177,3 +225,7 @@ def test_a_bare_machine_measures(tmp_path: Path, tiny_model: Path) -> None:
     assert all((frame["seconds"] > 0).all() for frame in frames.values())
     steps = RawFolder(tmp_path).steps()
     assert steps and all(step["seconds"] > 0 for step in steps)
+    meta = RawFolder(tmp_path).meta()
+    assert meta["not_measured"]["graph launches"] == "no CUDA graphs are captured here"
+    assert "collectives" in meta["not_measured"] and meta["memory"]["kv_bytes_per_block"] > 0
+    assert "swap_in,coalesced" in (tmp_path / "moves.csv").read_text()
