@@ -13,27 +13,18 @@ from calibrate.fit.families import predict_rows
 from calibrate.fit.raw import predicted_steps, read_frames, step_frame
 from calibrate.measure.records import RawFolder
 from calibrate.report.figures import laid_out, line, markers, percent
+from calibrate.report.fit_figures import SIZE, Frames, fitted_figure, residual_figure, roofline
 from calibrate.report.html import figure_section, table, write_page
 from hwprofiles import HardwareProfile, load_profile
 from simulator.models import load_model
 from simulator.results.figures import PALETTE
 from simulator.results.report import lines, section
 from simulator.steptime import HostTraits, StepTime
-from simulator.steptime.law_gemm import gemm_bytes, gemm_flops
 from simulator.steptime.laws import LawSet
 
 __all__ = ["write_fit_report"]
 
-Frames = dict[str, pd.DataFrame]
-SIZE = {
-    "gemm": ("m", "tokens"),
-    "prefill_attention": ("chunk", "new tokens of a sequence"),
-    "decode_attention": ("sum_context", "tokens of context in the batch"),
-    "moe": ("num_tokens", "tokens"),
-    "elementwise": ("moved", "bytes"),
-    "kv_write": ("moved", "bytes"),
-    "sampling": ("moved", "bytes"),
-}
+SHOWN_BLOCKS = (1, 4, 16, 64, 256)
 FOOTER = "Times are medians of repeated calls. Held out: predicted by a fit that had not seen the shape."
 
 
@@ -113,83 +104,6 @@ def law_table(profile: HardwareProfile, frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["law", "shapes", "mean error held out", "median", "p90", "range"])
 
 
-def roofline(frames: Frames, meta: dict[str, Any]) -> Any:
-    """FLOP/s over FLOP/byte of products and attention, with the ceilings that this device reached."""
-    import plotly.graph_objects as go
-
-    figure, ceilings = go.Figure(), meta["ceilings"]
-    intensity = np.geomspace(0.1, 1e4, 60)
-    roof = np.minimum(ceilings["gemm_flops_per_s"], intensity * ceilings["copy_bytes_per_s"])
-    figure.add_trace(line(intensity, roof, "copy and large product", "#6b7a90"))
-    for place, (family, frame) in enumerate(frames.items()):
-        flops, moved = work(family, frame)
-        if flops is not None:
-            rate = flops / frame["seconds"].to_numpy(float)
-            figure.add_trace(markers(flops / moved, rate, family.replace("_", " "), PALETTE[place]))
-    figure.update_xaxes(type="log", title_text="FLOP per byte")
-    figure.update_yaxes(type="log", title_text="FLOP/s")
-    return laid_out(figure, 460)
-
-
-def work(family: str, frame: pd.DataFrame) -> tuple[Any, Any]:
-    """(FLOPs, bytes) of every row; (None, None) of kernels that only move."""
-    column = {name: frame[name].to_numpy(float) for name in frame.columns if frame[name].dtype.kind == "f"}
-    if family == "gemm":
-        m, n, k = column["m"], column["n"], column["k"]
-        return gemm_flops(m, n, k), gemm_bytes(m, n, k, "bf16")
-    if family == "decode_attention":
-        total = column["sum_context"] * column["head_dim"]
-        return 4.0 * column["n_q"] * total, 4.0 * column["n_kv"] * total
-    if family == "prefill_attention":
-        keys, new = column["context"] + (column["chunk"] + 1) / 2, column["num_seqs"] * column["chunk"]
-        flops = 4.0 * column["n_q"] * column["head_dim"] * new * keys
-        held = column["num_seqs"] * (column["context"] + column["chunk"]) * column["n_kv"]
-        return flops, 4.0 * column["head_dim"] * (held + new * column["n_q"])
-    return None, None
-
-
-def fitted_figure(frames: Frames) -> Any:
-    """Fitted over measured time, one panel per operator."""
-    figure, places = _panels(frames)
-    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
-        measured, fitted = frame["seconds"] * 1e6, frame["fitted"] * 1e6
-        ends = np.array([measured.min(), measured.max()])
-        figure.add_trace(line(ends, ends, "equal", "#9aa5b4"), **place)
-        figure.add_trace(markers(measured, fitted, family, colour), **place)
-    figure.update_xaxes(type="log", title_text="measured, µs")
-    figure.update_yaxes(type="log")
-    return laid_out(figure, 320 * _rows(len(frames)), legend=False)
-
-
-def residual_figure(frames: Frames) -> Any:
-    """Measured / fitted - 1 over the size of the shape, one panel per operator."""
-    figure, places = _panels(frames)
-    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
-        size, unit = SIZE.get(family, ("seconds", "s"))
-        off = 100 * (frame["seconds"] / frame["fitted"] - 1)
-        figure.add_trace(markers(frame[size], off, family, colour), **place)
-        figure.add_hline(y=0, line_dash="dot", **place)
-        figure.update_xaxes(title_text=unit, **place)
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(ticksuffix=" %")
-    return laid_out(figure, 320 * _rows(len(frames)), legend=False)
-
-
-def _panels(frames: Frames) -> tuple[Any, list[dict[str, int]]]:
-    from plotly.subplots import make_subplots
-
-    rows = _rows(len(frames))
-    titles = [family.replace("_", " ") for family in frames]
-    figure = make_subplots(
-        rows, 3, subplot_titles=titles, vertical_spacing=0.28 / rows, horizontal_spacing=0.08
-    )
-    return figure, [{"row": i // 3 + 1, "col": i % 3 + 1} for i in range(len(frames))]
-
-
-def _rows(count: int) -> int:
-    return max(1, -(-count // 3))
-
-
 def step_section(steps: pd.DataFrame, profile: HardwareProfile) -> str:
     """Whole steps, measured and predicted; half of them fitted the host."""
     if not len(steps):
@@ -251,11 +165,13 @@ def moves_section(raw: Path) -> str:
     if not len(frame):
         return ""
     rate = frame["bytes"] / frame["latency_us"] / 1e3
-    shown = frame.assign(us=frame["latency_us"].map("{:,.1f}".format), gbs=rate.map("{:,.2f}".format))
-    shown = shown.sort_values(["op", "pattern", "blocks"])[["op", "pattern", "blocks", "us", "gbs"]]
-    shown = shown.rename(columns={"us": "µs", "gbs": "GB/s"})
-    note = "All layers of a block; coalesced: one copy of neighbouring blocks."
-    return section("Blocks moved", table(shown), note)
+    cells = frame["latency_us"].map("{:,.0f} µs".format) + rate.map(", {:,.2g} GB/s".format)
+    shown = frame.assign(cell=cells, place=frame["op"].str.replace("_", " ") + ", " + frame["pattern"])
+    wide = shown.pivot_table(index="place", columns="blocks", values="cell", aggfunc="first").fillna("")
+    shown_counts = [count for count in SHOWN_BLOCKS if count in set(wide.columns)]
+    wide = wide[shown_counts].rename(columns="{} blocks".format)
+    note = "All layers of a block. Scattered blocks are moved one by one, coalesced ones in one copy."
+    return section("Blocks moved", table(wide.reset_index(names="")), note)
 
 
 def launches_section(raw: Path) -> str:
@@ -301,7 +217,7 @@ def provenance(profile: HardwareProfile, meta: dict[str, Any]) -> list[str]:
     ceilings = meta["ceilings"]
     return [
         f"{meta['device']}, {meta['date']}; {versions}",
-        f"kernels: {meta['kernels']}; seed {meta['seed']}; profile version {profile.version}",
+        f"{meta['kernels']}; seed {meta['seed']}; profile version {profile.version}",
         f"ceilings: copy {ceilings['copy_bytes_per_s'] / 1e9:,.1f} GB/s, "
         f"large product {ceilings['gemm_flops_per_s'] / 1e12:,.3g} TFLOP/s",
         f"samples: sha256 {profile.raw_data_digest}",
