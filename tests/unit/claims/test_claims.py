@@ -135,6 +135,14 @@ def test_the_readme_has_every_claim_as_it_was_published() -> None:
     assert shown == published_rows(list_claims())
 
 
+def test_the_readme_tells_set_ups_and_reasons_as_the_code_does() -> None:
+    lines = [line for line in between_markers(README).splitlines() if line.startswith("- `")]
+    for claim, line in zip(list_claims(), lines, strict=True):
+        told, _, why = line.partition(" Differs: ")
+        assert told == f"- `{claim.id}` ({claim.source}): {claim.setup}. Unknown: {claim.unknown}."
+        assert why in ("", f"{claim.why}.")
+
+
 def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"above\n{MARKERS[0]}\nold\n{MARKERS[1]}\nbelow\n")
