@@ -90,6 +90,7 @@ def by_request(requests: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in LATENCIES:
         pair = requests[[name, f"{name}_simulated"]].dropna().to_numpy(float)
+        pair = pair[pair[:, 0] > 0]  # a batch that is handed out at once has no time between tokens
         if len(pair):
             errors = np.abs(pair[:, 1] / pair[:, 0] - 1)
             rows.append((name, *np.quantile(errors, (0.5, 0.9)), distance(pair[:, 0], pair[:, 1])))

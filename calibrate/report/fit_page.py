@@ -168,7 +168,7 @@ def moves_section(raw: Path) -> str:
     cells = frame["latency_us"].map("{:,.0f} µs".format) + rate.map(", {:,.2g} GB/s".format)
     shown = frame.assign(cell=cells, place=frame["op"].str.replace("_", " ") + ", " + frame["pattern"])
     wide = shown.pivot_table(index="place", columns="blocks", values="cell", aggfunc="first").fillna("")
-    shown_counts = [count for count in SHOWN_BLOCKS if count in set(wide.columns)]
+    shown_counts = [count for count in SHOWN_BLOCKS if (frame["blocks"] == count).any()]
     wide = wide[shown_counts].rename(columns="{} blocks".format)
     note = "All layers of a block. Scattered blocks are moved one by one, coalesced ones in one copy."
     return section("Blocks moved", table(wide.reset_index(names="")), note)
