@@ -106,7 +106,7 @@ def _claim(baseline: str, samples: int, title: str, stated: str, why: str) -> Cl
         title=f"{title}, {many} a request ({stated})",
         source="vLLM launch post, 2023-06-20, bar labels",
         setup="offline, all requests there at once, lengths of ShareGPT; vllm-0.2 for the release of the launch",
-        unknown="number of requests, seeds, dtype, "
+        unknown="number of requests, seeds, dtype, which means the lengths had, "
         + ("batch of generate()" if baseline == "hf" else "TGI's version and limits"),
         why=why,
         published=tuple(
