@@ -30,6 +30,8 @@ def run(view: View, name: str = "") -> Result | None:
         if st.session_state.get("stopped") == view:
             place.warning("Stopped. Change something to simulate again.")
             return None
+        if not name:
+            st.session_state.pop("stopped", None)  # something else is asked: coming back will simulate
         result = work.result_of(view, _Bar(place, view).draw)
     except SimError as error:
         text = library.error_text(error)

@@ -16,9 +16,9 @@ from simulator.errors import InputError
 LARGE = View.of({"num_prompts": 100_000, "request_rate": 6, "seed": 1})
 
 
-def start_run(view: View) -> processes.Job:
+def start_run(view: View, long: bool = False) -> processes.Job:
     stated = view.deployment().model_dump_json(exclude_unset=True)
-    return processes.start(work._run, work.trace_of(view), stated, view.goodput, 1, long=False)
+    return processes.start(work._run, work.trace_of(view), stated, view.goodput, 1, long=long)
 
 
 def test_ten_readers_get_what_each_asked_for_and_two_share_a_run():
@@ -39,6 +39,16 @@ def test_a_job_says_how_far_it_is_and_ends_when_told():
     job.end()
     with pytest.raises(processes.StoppedError):
         job.result()
+
+
+def test_long_runs_make_nobody_wait_who_asks_little():
+    long = [start_run(LARGE, long=True) for _ in range(3)]
+    start_run(View.of({"num_prompts": 100})).result()
+    assert not any(job.wait(0) for job in long)
+    for job in long:
+        job.end()
+        with pytest.raises(processes.StoppedError):
+            job.result()
 
 
 def test_the_last_reader_to_leave_ends_the_work():
