@@ -13,11 +13,11 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from calibrate.measure.grid import Limits, gemm_shapes
+from calibrate.measure.inputs import Inputs
 from calibrate.measure.shot import Sample, Shot
 from calibrate.measure.steps import StepRounds
 from engine.batch import Row, pack
@@ -40,6 +40,7 @@ class Workbench:
         self.decoder, self.cache = llm.runner.decoder, llm.runner.cache
         self.config, self.kernels = self.decoder.config, self.decoder.kernels
         self.device, self.dtype = self.decoder.device, self.decoder.dtype
+        self.inputs = Inputs(self.decoder, self.cache, seed)
         self.cache.data.normal_()
         if self.device.type == "cpu" and timer.between is None:
             timer.between = self._one_layer()
@@ -109,7 +110,7 @@ class Workbench:
         target = torch.empty_like(source)
         alone = Timer(self.device, self.timer.budget, self.timer.clock)
         copy = alone.measure([lambda: target.copy_(source)])
-        a, b = (self._random(side, side) for _ in range(2))
+        a, b = (self.inputs.random(side, side) for _ in range(2))
         out = torch.empty_like(a)
         product = alone.measure([lambda: torch.matmul(a, b, out=out)])
         return {
@@ -120,16 +121,16 @@ class Workbench:
     def _one_layer(self) -> Call:
         """A layer of a small decode step, another one every time: what runs between two calls of an operator."""
         count, length = min(4, self.cache.num_blocks), self.cache.block_size
-        table, ends = self._table([length] * count), self._ints([length] * count)
+        table, ends = self.inputs.table([length] * count), self.inputs.ints([length] * count)
         layout = Layout(
             positions=torch.arange(count, device=self.device),
-            slots=self._slots(table, [length - 1] * count, 1),
+            slots=self.inputs.slots(table, [length - 1] * count, 1),
             num_decodes=count,
             decode_table=table,
             decode_lens=ends,
             max_context=length,
         )
-        x, indices = self._random(count, self.config.hidden_size), cycle(range(self.config.num_layers))
+        x, indices = self.inputs.random(count, self.config.hidden_size), cycle(range(self.config.num_layers))
 
         def call() -> None:
             self.decoder.layer(next(indices), x, torch.zeros_like(x), layout, self.cache)
@@ -146,9 +147,6 @@ class Workbench:
             return self.kernels.graph_safe and stacked and shot["num_tokens"] <= DENSE_TOKENS
         return self.kernels.graph_safe and shot.table not in ("moves", "launches")
 
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device=self.device, dtype=self.dtype)
-
     def _layers(self, copies: int) -> Iterator[tuple[int, LayerWeights]]:
         return iter(list(enumerate(self.decoder.weights.layers))[:copies])
 
@@ -157,7 +155,7 @@ class Workbench:
     def _gemm(self, shot: Shot, copies: int) -> Iterator[Call]:
         m, n, k = shot["m"], shot["n"], shot["k"]
         name = next(name for name, shape in gemm_shapes(self.config).items() if shape == (n, k))
-        x = self._random(m, k)
+        x = self.inputs.random(m, k)
         for _, layer in self._layers(1 if name == "lm_head" else copies):
             weight: Any = self._matrix(layer, name)
             yield partial(self.kernels.matmul, x, weight)
@@ -176,9 +174,9 @@ class Workbench:
 
     def _decode(self, shot: Shot, copies: int) -> Iterator[Call]:
         lens = [int(length) for length in shot["kv_lens"].split(";")]
-        table, ends = self._table(lens), self._ints(lens)
-        slots = self._slots(table, [length - 1 for length in lens], 1)
-        q, k, v = self._qkv(len(lens))
+        table, ends = self.inputs.table(lens), self.inputs.ints(lens)
+        slots = self.inputs.slots(table, [length - 1 for length in lens], 1)
+        q, k, v = self.inputs.qkv(len(lens))
         out, longest = torch.empty_like(q), max(lens)
         for index, _ in self._layers(copies):
             keys, values = self.cache.layers[index]
@@ -192,10 +190,10 @@ class Workbench:
 
     def _prefill(self, shot: Shot, copies: int) -> Iterator[Call]:
         num, chunk, context = shot["batch_size"], shot["chunk"], shot["context"]
-        table, ends = self._table([chunk + context] * num), self._ints([chunk + context] * num)
-        slots = self._slots(table, [context] * num, chunk)
-        start = self._ints([i * chunk for i in range(num + 1)])
-        q, k, v = self._qkv(num * chunk)
+        table, ends = self.inputs.table([chunk + context] * num), self.inputs.ints([chunk + context] * num)
+        slots = self.inputs.slots(table, [context] * num, chunk)
+        start = self.inputs.ints([i * chunk for i in range(num + 1)])
+        q, k, v = self.inputs.qkv(num * chunk)
         out = torch.empty_like(q)
         for index, _ in self._layers(copies):
             keys, values = self.cache.layers[index]
@@ -216,14 +214,18 @@ class Workbench:
                 ids = torch.randint(0, self.config.vocab_size, (tokens,), device=self.device)
                 yield lambda: weights.embedding[ids]
             case "add_rms_norm":
-                x, residual, eps = self._random(tokens, h), self._random(tokens, h), self.config.rms_eps
+                x, residual, eps = (
+                    self.inputs.random(tokens, h),
+                    self.inputs.random(tokens, h),
+                    self.config.rms_eps,
+                )
                 yield lambda: self.kernels.add_rms_norm(x, residual, weights.final_norm, eps)
             case "rope":
-                q, k, _ = self._qkv(tokens)
+                q, k, _ = self.inputs.qkv(tokens)
                 places = torch.arange(tokens, device=self.device) % len(self.decoder.rotation)
                 yield lambda: self.kernels.rope(q, k, places, self.decoder.rotation)
             case "silu_mul":
-                gate_up = self._random(tokens, 2 * self.config.intermediate_size)
+                gate_up = self.inputs.random(tokens, 2 * self.config.intermediate_size)
                 yield lambda: self.kernels.silu_mul(gate_up)
             case "kv_write":
                 yield from self._kv_write(tokens, copies)
@@ -232,7 +234,7 @@ class Workbench:
                 yield lambda: self.kernels.sample(logits, greedy=True)
 
     def _moe(self, shot: Shot, copies: int) -> Iterator[Call]:
-        x = self._random(shot["num_tokens"], self.config.hidden_size)
+        x = self.inputs.random(shot["num_tokens"], self.config.hidden_size)
         routed = [layer for layer in self.decoder.weights.layers if layer.router is not None]
         for layer in routed[:copies]:
             yield partial(self.decoder.experts, layer, x)
@@ -241,19 +243,19 @@ class Workbench:
         """One call moves all blocks of a shot in all layers."""
         op, pattern, count = shot["op"], shot["pattern"], shot["blocks"]
         if op == "block_copy":
-            blocks = self._order(self.cache.num_blocks, pattern)
+            blocks = self.inputs.order(self.cache.num_blocks, pattern)
             pairs = list(zip(blocks[:count], blocks[count : 2 * count]))
             yield partial(self.cache.copy, pairs)
             return
         device, host = (
-            self._order(self.cache.num_blocks, pattern),
-            self._order(self.cache.num_host_blocks, pattern),
+            self.inputs.order(self.cache.num_blocks, pattern),
+            self.inputs.order(self.cache.num_host_blocks, pattern),
         )
         if pattern == "coalesced":
             assert self.cache.host is not None
-            ours, theirs = self.cache.data[:, :, :count], self.cache.host[:, :, :count]
-            source, target = (ours, theirs) if op == "swap_out" else (theirs, ours)
-            yield lambda: target.copy_(source, non_blocking=True)
+            sides = [self.cache.data.flatten(0, 1), self.cache.host.flatten(0, 1)]
+            sources, targets = sides if op == "swap_out" else sides[::-1]
+            yield partial(copy_runs, sources, targets, count)
             return
         pairs = list(zip(device[:count], host[:count]))
         if op == "swap_out":
@@ -261,16 +263,10 @@ class Workbench:
         else:
             yield partial(self.cache.swap_in, [(there, here) for here, there in pairs])
 
-    def _order(self, count: int, pattern: str) -> list[int]:
-        """Blocks in random order, or one after the other."""
-        if pattern != "scattered":
-            return list(range(count))
-        return [int(block) for block in np.random.default_rng(self.seed).permutation(count)]
-
     def _launch(self, shot: Shot, copies: int) -> Iterator[Call]:
         """A decode step of equal contexts."""
         size, length, graphs = shot["num_seqs"], shot["context"], self.llm.runner.graphs
-        table = self._table([length] * size).cpu().numpy()
+        table = self.inputs.table([length] * size).cpu().numpy()
         rows = [Row([1], length - 1, row[: -(-length // self.cache.block_size)], 1) for row in table]
         batch = pack(rows, self.cache.block_size)
         if shot["launch"] == "graph":
@@ -282,36 +278,14 @@ class Workbench:
         yield partial(self.decoder.forward, tokens, layout, self.cache)
 
     def _kv_write(self, tokens: int, copies: int) -> Iterator[Call]:
-        _, k, v = self._qkv(tokens)
+        _, k, v = self.inputs.qkv(tokens)
         slots = torch.randperm(self.cache.num_blocks * self.cache.block_size, device=self.device)[:tokens]
         for index, _ in self._layers(copies):
             keys, values = self.cache.layers[index]
             yield partial(self.kernels.kv_write, k, v, keys, values, slots)
 
-    # inputs
 
-    def _qkv(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        dim, kv = self.config.head_dim, self.decoder.num_kv_heads
-        return (
-            self._random(tokens, self.decoder.num_heads, dim),
-            *(self._random(tokens, kv, dim) for _ in "kv"),
-        )  # type: ignore[return-value]
-
-    def _ints(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
-
-    def _table(self, lens: list[int]) -> Tensor:
-        """Blocks for sequences of *lens* tokens, each its own, in random order."""
-        counts = [-(-length // self.cache.block_size) for length in lens]
-        order = np.random.default_rng(self.seed).permutation(self.cache.num_blocks)[: sum(counts)]
-        table = np.zeros((len(lens), max(counts)), dtype=np.int32)
-        for row, part in zip(table, np.split(order, np.cumsum(counts)[:-1])):
-            row[: len(part)] = part
-        return torch.from_numpy(table).to(self.device)
-
-    def _slots(self, table: Tensor, starts: list[int], count: int) -> Tensor:
-        """Where *count* new tokens of every sequence go, int64, packed."""
-        size = self.cache.block_size
-        places = torch.tensor(starts)[:, None] + torch.arange(count)
-        blocks = table.cpu().long().gather(1, places // size)
-        return (blocks * size + places % size).flatten().to(self.device)
+def copy_runs(sources: Tensor, targets: Tensor, count: int) -> None:
+    """The first *count* blocks of every layer's K and V, one copy each."""
+    for source, target in zip(sources, targets):
+        target[:count].copy_(source[:count], non_blocking=True)
