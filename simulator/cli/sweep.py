@@ -26,7 +26,7 @@ def sweep(
     """Run every point of STUDY and collect the results in Parquet."""
     from simulator.sizing.pool import local_executor
     from simulator.sizing.study import Study
-    from simulator.sizing.sweep import dask_executor, run_study
+    from simulator.sizing.sweep import dask_executor, failures, run_study
 
     loaded = Study.load(study)
     if cluster is not None:
@@ -43,4 +43,10 @@ def sweep(
             typer.echo(f"\r{done} of {total}", err=True, nl=done == total)
 
     results = run_study(loaded, out, make, progress=say)
+    impossible = failures(results)
+    if impossible:
+        count = len(impossible)
+        typer.echo(
+            f"{count} of {len(loaded.runs)} runs could not be, see their `error`; the first: {impossible[0]}"
+        )
     typer.echo(f"written to {results}")

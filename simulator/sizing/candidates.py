@@ -16,6 +16,7 @@ from simulator.cluster.resolve import resolve_pools
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError, SimError, UnknownNameError
 from simulator.scheduling.system import find_system
+from simulator.sizing.options import is_option, unfold
 from simulator.sizing.prices import Prices
 from simulator.sizing.split import Split
 from simulator.steptime import Parallelism, StepTime
@@ -69,7 +70,7 @@ class SearchSpace:
         }
         known = set(Deployment.model_fields) - {*stated, "num_replicas", "router", "options"}
         for name in self.more:
-            if name not in known and not name.startswith("options."):
+            if name not in known and not (is_option(name) and "." in name):
                 raise UnknownNameError("option to vary", name, [*known, "options.NAME"])
         axes = {**stated, **self.more, SPLIT: self.splits}
         if empty := [name for name, values in axes.items() if not values]:
@@ -89,17 +90,8 @@ class SearchSpace:
 
     def choice(self, point: Mapping[str, Any]) -> Choice:
         """The choice at *point*, a value for every axis."""
-        stated: dict[str, Any] = self.base.model_dump(exclude_unset=True) | {"num_replicas": 1}
-        options = dict(stated.pop("options", {}))
-        for name, value in point.items():
-            if value is None or name == SPLIT:
-                continue
-            if name.startswith("options."):
-                options[name.removeprefix("options.")] = value
-            else:
-                stated[name] = value
-        if options:
-            stated["options"] = options
+        chosen = {name: value for name, value in point.items() if value is not None and name != SPLIT}
+        stated = unfold(self.base.model_dump(exclude_unset=True) | chosen) | {"num_replicas": 1}
         varied = {name.removeprefix("options."): point[name] for name in self.more}
         named = tuple(f"{name} {'default' if value is None else value}" for name, value in varied.items())
         return Choice(Deployment.of(**stated), point[SPLIT], named)
@@ -206,11 +198,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A choice that was not followed to the end, and why. *stage*: impossible, price, bound or simulation."""
+    """A choice that was not followed to the end, and why. *stage*: impossible, price, bound or simulation.
+
+    *ratio*: how far above its limit the objective is that rules it out, where that is known.
+    """
 
     name: str
     stage: str
     why: str
+    ratio: float | None = None
 
 
 def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> Candidate | Skipped:
@@ -230,7 +226,7 @@ def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> C
     if bound <= 0:
         shortest = 1000 * state.shortest_step()
         why = f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
-        return Skipped(choice.name, "bound", why)
+        return Skipped(choice.name, "bound", why, shortest / (1000 * tpot_s))
     gpus = resolved.parallelism.num_gpus * (1 if split is None else split.replicas)
     return Candidate(choice, prices.of(device).usd_per_hour, gpus, bound)
 

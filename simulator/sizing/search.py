@@ -247,8 +247,10 @@ class Search:
             one, nearest = min(found.hopeless, key=lambda pair: (pair[1].worst.ratio, pair[0].name))
             return f"no plan meets {self.slo}: {misses(nearest.worst)}, which is the nearest: {one.name}"
         order = ("bound", "simulation", "price", "impossible")
-        first = min(found.skipped, key=lambda one: order.index(one.stage))
-        return f"no plan: {first.name}: {first.why}"
+        first = min(found.skipped, key=lambda one: (order.index(one.stage), one.ratio or math.inf))
+        if first.ratio is None:
+            return f"no plan: {first.name}: {first.why}"
+        return f"no plan meets {self.slo}: {first.why}, {first.ratio:.2f} times as long, on the nearest: {first.name}"
 
 
 @dataclass

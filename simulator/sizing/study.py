@@ -31,9 +31,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hwprofiles import load_profile
 from simulator.deployment import Deployment
-from simulator.errors import ConfigurationError, InputError, UnknownNameError
+from simulator.errors import ConfigurationError, InputError, SimError, UnknownNameError
+from simulator.models import load_model
 from simulator.results import parse_goodput
+from simulator.scheduling.system import find_system
+from simulator.sizing.options import is_option, unfold
 
 __all__ = ["Run", "Study"]
 
@@ -143,7 +147,7 @@ def _axes(path: Path, field: str, axes: Any) -> dict[str, Any]:
         raise InputError(path, "must be a mapping from option to values", field=field, value=axes)
     known = (*Deployment.model_fields, *TRAFFIC)
     for name in axes:
-        if name not in known and not str(name).startswith("options."):
+        if name not in known and not is_option(str(name)):
             raise UnknownNameError(f"axis of {path.name}", str(name), known)
     return axes
 
@@ -170,20 +174,14 @@ def _draw(path: Path, name: str, how: Any, count: int, rng: np.random.Generator)
 
 def _run(path: Path, entries: Mapping[str, Any], point: Mapping[str, Any], seed: int) -> Run:
     traffic = {name: point.get(name, entries.get(name)) for name in TRAFFIC}
-    stated = {
-        **(entries.get("base") or {}),
-        **{name: value for name, value in point.items() if name not in TRAFFIC},
-    }
-    nested = {name: value for name, value in stated.items() if name.startswith("options.")}
-    plain = {name: value for name, value in stated.items() if name not in nested}
-    if nested:
-        plain["options"] = {
-            **plain.get("options", {}),
-            **{k.removeprefix("options."): v for k, v in nested.items()},
-        }
+    base = entries.get("base") or {}
+    if not isinstance(base, dict):
+        raise InputError(path, "must be a mapping of deployment options", field="base", value=base)
+    stated = unfold(base | {name: value for name, value in point.items() if name not in TRAFFIC})
     try:
-        deployment = Deployment.of(**plain)
-    except ConfigurationError as error:
+        deployment = Deployment.of(**stated)
+        _check_names(deployment)
+    except SimError as error:
         raise InputError(path, str(error), field="base" if not point else str(dict(point))) from None
     trace = path.parent / str(traffic["trace"])
     if not trace.is_file():
@@ -196,6 +194,13 @@ def _run(path: Path, entries: Mapping[str, Any], point: Mapping[str, Any], seed:
         None if prompts is None else _whole(path, "num_prompts", prompts),
         None if rate is None else float(rate), seed, tuple(entries.get("goodput") or ()),
     )  # fmt: skip
+
+
+def _check_names(deployment: Deployment) -> None:
+    """A model, GPU or system that does not exist is a mistake, and not a run that cannot be."""
+    load_model(deployment.model)
+    load_profile(deployment.gpu)
+    find_system(deployment.system)
 
 
 def _check_goodput(path: Path, entries: Mapping[str, Any]) -> None:

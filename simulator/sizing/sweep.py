@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -31,8 +32,9 @@ from simulator.sizing.study import Run, Study
 from simulator.sizing.traffic import resampled
 from simulator.workload import Trace, read_trace
 
-__all__ = ["dask_executor", "run_study", "simulate_run"]
+__all__ = ["dask_executor", "failures", "run_study", "simulate_run"]
 
+ADDRESS = re.compile(r"(?:[a-z]+://)?[^/\s]+:\d+")
 IN_FLIGHT = 64
 """Runs that are handed out at a time."""
 ExecutorFactory = Callable[[], AbstractContextManager[Executor]]
@@ -77,6 +79,13 @@ def simulate_run(run: Run) -> dict[str, Any]:
     return row | {"overloaded": overload is not None and overload.overloaded, **values}
 
 
+def failures(results: Path) -> list[str]:
+    """Why runs of *results* could not be, one line for each that could not."""
+    import pyarrow.parquet as pq
+
+    return [str(why) for why in pq.read_table(results, columns=["error"])["error"].to_pylist() if why]
+
+
 @contextmanager
 def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     """The executor of the Dask cluster at *address*, waiting *timeout* s for it.
@@ -87,6 +96,8 @@ def dask_executor(address: str, timeout: float = 10.0) -> Iterator[Executor]:
         from distributed import Client
     except ImportError:
         raise ConfigurationError("--cluster needs Dask: pip install servesim[cluster]") from None
+    if not ADDRESS.fullmatch(address):
+        raise ConfigurationError(f"cluster {address!r}: must be the address of a scheduler, tcp://HOST:PORT")
     try:
         client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:

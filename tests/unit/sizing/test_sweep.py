@@ -19,7 +19,7 @@ from simulator.errors import CapacityError, ConfigurationError, SimError
 from simulator.sizing import SerialExecutor, local_executor
 from simulator.sizing.pool import DurableExecutor
 from simulator.sizing.study import Run, Study
-from simulator.sizing.sweep import dask_executor, run_study, simulate_run
+from simulator.sizing.sweep import dask_executor, failures, run_study, simulate_run
 from simulator.workload import Lengths, generate_trace
 
 STUDY = """
@@ -158,9 +158,22 @@ def test_a_run_that_cannot_be_is_a_result(tmp_path: Path) -> None:
     text = "trace: chat.jsonl\nbase: {model: llama-3.1-70b}\ngrid: {gpu: [l4, b200], num_prompts: [20]}\n"
     found = serially(written(tmp_path, text), tmp_path / "out")
     assert "does not fit" in found[0]["error"]
+    assert failures(tmp_path / "out" / "results.parquet") == [found[0]["error"]]
     assert found[0]["completed"] is None
     assert found[1]["error"] is None
     assert found[1]["completed"] == 20
+
+
+def test_nested_options_are_axes_too(tmp_path: Path) -> None:
+    text = (
+        "trace: chat.jsonl\n"
+        "base: {model: llama-3.1-8b, speculation: {method: ngram, acceptance: 0.6}, options: {watermark: 0.1}}\n"
+        "num_prompts: 20\ngrid: {speculation.tokens: [2, 4], options.watermark: [0.0]}\n"
+    )
+    found = written(tmp_path, text)
+    assert [run.deployment["speculation"]["tokens"] for run in found.runs] == [2, 4]
+    assert all(run.deployment["speculation"]["method"] == "ngram" for run in found.runs)
+    assert all(run.deployment["options"] == {"watermark": 0.0} for run in found.runs)
 
 
 def test_samples_are_drawn_once_and_for_all(tmp_path: Path) -> None:
@@ -198,6 +211,12 @@ def test_samples_are_drawn_once_and_for_all(tmp_path: Path) -> None:
         ),
         ("trace: chat.jsonl\ngrid: {request_rate: [.nan]}", "request_rate: nan: must be above 0"),
         ("trace: chat.jsonl\ngrid: {gpu: [h100]}\ngoodput: [speed:3]", "speed"),
+        (
+            "trace: chat.jsonl\nbase: [1]\ngrid: {gpu: [h100]}",
+            "base: [1]: must be a mapping of deployment options",
+        ),
+        ("trace: chat.jsonl\ngrid: {gpu: [h100, h10]}", "unknown gpu 'h10': did you mean 'h100'?"),
+        ("trace: chat.jsonl\ngrid: {system: [vlm]}", "did you mean 'vllm'?"),
     ],
 )
 def test_a_bad_study_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
@@ -226,6 +245,12 @@ def test_an_unreachable_cluster_says_so() -> None:
         dask_executor(f"tcp://127.0.0.1:{port}", timeout=1),
     ):
         pass
+    for address in ("nonsense", "tcp://host", "http://host/8786"):
+        with (
+            pytest.raises(ConfigurationError, match="must be the address of a scheduler"),
+            dask_executor(address),
+        ):
+            pass
 
 
 def test_a_dask_cluster_gives_what_one_process_gives(study: Study, tmp_path: Path) -> None:
