@@ -129,7 +129,12 @@ def record_run(
         "graph_sizes": [] if llm.runner.graphs is None else list(llm.runner.graphs.sizes),
         "clock": type(clock).__name__,
         "requests": [
-            {**asdict(request), "max_tokens": job.output_length} for request, job in zip(run.requests, jobs)
+            {
+                **asdict(request),
+                "token_times": [round(moment, 6) for moment in request.token_times],
+                "max_tokens": job.output_length,
+            }
+            for request, job in zip(run.requests, jobs)
         ],
         "cut_short": len(run.requests) < len(jobs) or executor.has_work,
         "steps": list(_steps(run, counts, described, list(decisions))),
@@ -186,11 +191,12 @@ def _steps(
 
 def _state(step: StepTrace) -> dict[str, Any]:
     stats, timing = step.stats, step.timing
-    device = {} if timing is None else {"device_s": timing.forward + timing.logits + timing.sample}
+    spent = None if timing is None else timing.forward + timing.logits + timing.sample
+    device = {} if spent is None else {"device_s": round(spent, 7)}
     return {
         **device,
-        "start": step.start,
-        "seconds": step.end - step.start,
+        "start": round(step.start, 6),
+        "seconds": round(step.end - step.start, 9),
         "num_running": stats.num_running,
         "num_waiting": stats.num_waiting,
     }
