@@ -46,11 +46,15 @@ LEAST_ERROR = 0.005
 """Relative error of a time per token below which more agreement says nothing."""
 LEAST_GAIN = 0.002
 """Share of the remaining distance that a round must take off for another one."""
+SPLITS = (1.0, 0.6, 0.85)
+"""Shares of the step, of all that a step was found to cost, from which the search begins anew."""
 CLOSE = 1e-3
 """Distance at which there is nothing left to explain."""
 TOLERANCE = 1e-4
 """Relative change of the predicted times at which the fit has settled."""
 LEAST_SPREAD = 0.01
+NORMAL_90 = 1.6449
+"""90 % of a standard normal lie within this of nought."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def fit_host_costs(observation: Observation, deployment: Deployment, hold_out: f
     first = problem.run(own)
     problem.leave_out_rejected(first)
     fixed = problem.alike(first)
-    best, costs = problem.fit(own, first, fixed)
+    best, costs = problem.search(own, first, fixed)
     request_s = problem.front_end(best)
     return HostFit(
         step_s=float(costs[0]),
@@ -175,9 +179,24 @@ class _Problem:
         batch = (rows / np.maximum(steps, 1))[self.fitted]
         return bool(np.quantile(batch, 0.9) < LEAST_RATIO * np.quantile(batch, 0.1))
 
-    def fit(self, own: Vector, first: Result, fixed: bool) -> tuple[Result, Vector]:
+    def search(self, own: Vector, first: Result, fixed: bool) -> tuple[Result, Vector]:
+        """`fit` from the system's own costs, and, as schedules change in jumps, from other splits of what it found
+        between step and sequences; the nearest.
+        """
+        best = self.fit(own, first, fixed)
+        for share in () if fixed else SPLITS:
+            if self.distance(best[0]) < CLOSE:
+                break
+            steps, rows = _iterations(best[0])[self.fitted].sum(axis=0)
+            whole = float(best[1] @ [1.0, rows / steps])
+            start = np.array([share * whole, (1 - share) * whole * steps / rows])
+            found = self.fit(start, self.run(start), fixed)
+            best = min(best, found, key=lambda one: self.distance(one[0]))
+        return best
+
+    def fit(self, start: Vector, first: Result, fixed: bool) -> tuple[Result, Vector]:
         """The costs whose prediction is nearest to what was seen, and that prediction."""
-        result, costs, distance = first, own, self.distance(first)
+        result, costs, distance = first, start, self.distance(first)
         for _ in range(ROUNDS):
             step = self.step(result, costs, fixed) - costs
             for damping in DAMPING:  # near saturation a step of the device is many of the queue
@@ -198,21 +217,25 @@ class _Problem:
         return np.asarray(_iterations(result) / self.gaps[:, None])
 
     def step(self, result: Result, costs: Vector, fixed: bool) -> Vector:
-        """Costs that fit best if the schedule stayed as it is."""
-        use = self.fitted & np.isfinite(_tpot(result))
+        """Costs that fit best if the schedule stayed as it is.
+
+        Σ |r| + s/2 Σ ln(1 + z²) is least, r the relative errors, s their size where only the recording counts, z how
+        far the costs are from the system's own, in doubts: a Cauchy, which lets go of costs that are nowhere near.
+        """
+        use, free = self.fitted & np.isfinite(_tpot(result)), np.array([True, not fixed])
         design, scale = self.design(result)[use], 1.0 / self.tpot[use]
-        target = self.tpot[use] - _tpot(result)[use] + design @ costs
-        free = np.array([True, not fixed])
-        target = target - design[:, ~free] @ costs[~free]
-        prior = np.diag(1.0 / self.doubt()[free])
-        weights, error, found = np.ones(len(target)), 0.0, costs.copy()
-        for _ in range(REWEIGHTINGS):
-            factor, vague = scale * np.sqrt(weights), prior * (error / 2) ** 0.5
-            rows = np.vstack([design[:, free] * factor[:, None], vague])
-            found[free] = nnls(rows, np.concatenate([target * factor, vague @ self.own[free]]))[0]
-            residual = np.abs(design[:, free] @ found[free] - target) * scale
-            # |r| / s is r² / (|r| s), and the prior's square stands beside it with s / 2
-            weights, error = 1.0 / np.maximum(residual, 1e-3), max(float(residual.mean()), LEAST_ERROR)
+        target = self.tpot[use] - _tpot(result)[use] + design @ costs - design[:, ~free] @ costs[~free]
+        rows, goal = design[:, free] * scale[:, None], target * scale
+        own, doubt = self.own[free], self.doubt()[free]
+        seen = _absolute(rows, goal, own, doubt, 0.0, own)
+        size = max(float(np.abs(rows @ seen - goal).mean()), LEAST_ERROR)
+        tried = [_absolute(rows, goal, own, doubt, size, start) for start in (seen, own)]
+        best = min(
+            tried,
+            key=lambda x: np.abs(rows @ x - goal).sum() + size / 2 * np.log1p(((x - own) / doubt) ** 2).sum(),
+        )
+        found = costs.copy()
+        found[free] = best
         return found
 
     def doubt(self) -> Vector:
@@ -236,8 +259,10 @@ class _Problem:
         error = 1.0 - (_tpot(result) / self.tpot)[use]
         stretch = np.arange(len(error)) * STRETCHES // len(error)
         scores = np.array([design[stretch == k].T @ error[stretch == k] for k in np.unique(stretch)])
-        noise = max(float(np.mean(error**2)), LEAST_ERROR**2)
-        doubt = np.diag(noise / self.doubt()[:count] ** 2)
+        noise, doubt_s = max(float(np.mean(error**2)), LEAST_ERROR**2), self.doubt()[:count]
+        engine = result.resolved.steptime.traits.engine
+        far = (np.array([engine.step_s, engine.seq_s])[:count] - self.own[:count]) / doubt_s
+        doubt = np.diag(noise / (doubt_s**2 * (1 + far**2)))
         bread = np.linalg.inv(design.T @ design + doubt)
         off = np.sqrt(np.diag(bread @ (scores.T @ scores + noise * doubt) @ bread))
         return {name: float(value) for name, value in zip(names, off, strict=True)}
@@ -247,9 +272,12 @@ class _Problem:
         return float(np.nanmedian(_tpot(result)[self.fitted] / self.tpot[self.fitted])) - 1.0
 
     def spread(self, seen: Vector, predicted: Vector) -> float:
-        """Standard deviation of ln(seen / predicted) on the part held out; never below what repeats differ by."""
+        """Standard deviation of ln(seen / predicted) on the part held out, of a normal with its 90th percentile; never
+        below what repeats differ by.
+        """
         use = self.held_out & (predicted > 0)
-        return max(float(np.sqrt(np.mean(np.log(seen[use] / predicted[use]) ** 2))), LEAST_SPREAD)
+        size = np.abs(np.log(seen[use] / predicted[use]))
+        return max(float(np.quantile(size, 0.9)) / NORMAL_90, LEAST_SPREAD)
 
     def statistics(self, ttft: Vector, tpot: Vector) -> dict[str, float]:
         """Mean, P50 and P99 on the part held out, s."""
@@ -291,3 +319,18 @@ def _iterations(result: Result) -> Vector:
         first, last = result.records.first_token_time, result.records.finish_time
         columns.append(np.interp(last, times, total) - np.interp(first, times, total))
     return np.stack(columns, axis=1)
+
+
+def _absolute(rows: Vector, goal: Vector, own: Vector, doubt: Vector, size: float, start: Vector) -> Vector:
+    """Costs not below 0 for which Σ |rows · x - goal| + size/2 Σ ln(1 + ((x - own)/doubt)²) is least, near *start*."""
+    found, weights = start, np.ones(len(goal))
+    if start is not own:
+        weights = 1.0 / np.maximum(np.abs(rows @ start - goal), 1e-3)
+    for _ in range(REWEIGHTINGS):
+        factor = np.sqrt(weights)
+        # squares that touch from above, twice: |r| by r²/2|r₀|, ln(1 + z²) by z²/(1 + z₀²)
+        hold = np.diag(np.sqrt(size / (1 + ((found - own) / doubt) ** 2)) / doubt)
+        system = np.vstack([rows * factor[:, None], hold])
+        found = np.asarray(nnls(system, np.concatenate([goal * factor, hold @ own]))[0])
+        weights = 1.0 / np.maximum(np.abs(rows @ found - goal), 1e-3)
+    return found

@@ -22,6 +22,7 @@ def see(
     rate: float = 20.0,
     noise: float = 0.0,
     front: float = FRONT,
+    costs: tuple[float, float] = (STEP, SEQUENCE),
     **header: Any,
 ) -> Observation:
     """What a client sees of *deployment* on a machine whose host costs are the known ones."""
@@ -30,7 +31,7 @@ def see(
     trace = Trace.from_columns(arrivals, rng.integers(50, 1500, n), rng.integers(2, 120, n))
     resolved = deployment.resolve()
     traits = resolved.steptime.traits
-    engine = replace(traits.engine, step_s=STEP, seq_s=SEQUENCE)
+    engine = replace(traits.engine, step_s=costs[0], seq_s=costs[1])
     traits = replace(traits, engine=engine)
     if not traits.overlap:
         traits = replace(traits, per_step_s=0.0, per_seq_s=0.0)
