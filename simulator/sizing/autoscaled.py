@@ -17,6 +17,7 @@ from simulator.cluster import ClusterSpec
 from simulator.simulation import simulate
 from simulator.sizing.plan import Plan
 from simulator.sizing.slo import Slo
+from simulator.sizing.split import ROUTER
 from simulator.workload import Trace
 
 __all__ = ["SIGNALS", "autoscaled"]
@@ -33,19 +34,11 @@ def autoscaled(trace: Trace, plan: Plan, slo: Slo, fixed: int, signal: str) -> d
 
     *fixed*: the replicas of fixed provisioning, with which it starts.
     """
-    scaler = {"signal": signal, **SIGNALS[signal], "max_replicas": LARGEST * fixed}
-    pool = {
-        "deployment": plan.candidate.deployment.model_dump(exclude_unset=True),
-        "replicas": fixed,
-        "usd_per_hour": plan.candidate.usd_per_gpu_hour,
-        "startup": STARTUP,
-        "autoscale": scaler,
-    }
-    result = simulate(trace, ClusterSpec.of(pools={"pool": pool}, router="least-outstanding"))
+    result = simulate(trace, _cluster(plan, fixed, signal))
     hours = result.end_time / 3600  # s -> h
     attained = [objective.attained(result) for objective in slo.objectives]
     return {
-        "name": f"autoscaler on {signal}, target {scaler['target']:g}",
+        "name": f"autoscaler on {signal}, target {SIGNALS[signal]['target']:g}",
         "peak_gpus": int(np.max(result.gpus_over_time[1])),
         "mean_gpus": result.gpu_hours / hours,
         "gpu_hours": result.gpu_hours,
@@ -54,3 +47,18 @@ def autoscaled(trace: Trace, plan: Plan, slo: Slo, fixed: int, signal: str) -> d
         "objectives": [one.as_dict() for one in attained],
         "startup": STARTUP,
     }
+
+
+def _cluster(plan: Plan, fixed: int, signal: str) -> ClusterSpec:
+    """*fixed* replicas of *plan* to begin with; prefill and decode pools grow and shrink by themselves."""
+    split, deployment = plan.candidate.choice.split, plan.candidate.deployment
+    one = deployment.model_dump(exclude_unset=True, exclude={"num_replicas", "router"})
+    if split is None:
+        whole: dict[str, Any] = {"pools": {"pool": {"deployment": one, "replicas": fixed}}, "router": ROUTER}
+    else:
+        whole = split.cluster(deployment, fixed).model_dump(exclude_unset=True)
+    for pool in whole["pools"].values():
+        pool["usd_per_hour"], pool["startup"] = plan.candidate.usd_per_gpu_hour, STARTUP
+        most = LARGEST * pool["replicas"]
+        pool["autoscale"] = {"signal": signal, **SIGNALS[signal], "max_replicas": most}
+    return ClusterSpec.of(**whole)

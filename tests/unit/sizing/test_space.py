@@ -10,8 +10,11 @@ from simulator.cluster import ClusterSpec
 from simulator.deployment import Deployment
 from simulator.errors import CapacityError, ConfigurationError, UnknownNameError
 from simulator.sizing import Prices, Search, SearchSpace, find_capacity, parse_slo
+from simulator.sizing.autoscaled import autoscaled
 from simulator.sizing.candidates import Candidate, Skipped, ToBeat, screen
+from simulator.sizing.capacity import Capacity
 from simulator.sizing.evidence import evidence
+from simulator.sizing.plan import Plan
 from simulator.sizing.report import sizing_html
 from simulator.sizing.split import Split
 from simulator.sizing.wording import headline
@@ -140,3 +143,12 @@ def test_a_system_that_takes_no_kv_is_not_served_apart() -> None:
     only = space(systems=("tgi",), splits=(Split(1, 1),))
     with pytest.raises(CapacityError, match="cannot admit a request that brings its KV"):
         Search(chat(), SLO, only, requests=200).run()
+
+
+def test_an_autoscaler_grows_both_pools_of_a_plan_apart() -> None:
+    choice = next(space(splits=(Split(1, 2),)).choices())
+    candidate = Candidate(choice, 1.0, 3, 8.0)
+    plan = Plan(candidate, Capacity(choice.deployment, 6.0, 8.0, ()), 6.0, 1)
+    found = autoscaled(chat(150, 6.0), plan, SLO, 1, "queue")
+    assert 2 <= found["mean_gpus"] <= found["peak_gpus"] <= 2 * 3
+    assert found["usd"] == pytest.approx(found["gpu_hours"])  # at $1
