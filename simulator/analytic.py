@@ -287,7 +287,10 @@ class SteadyState:
         adds."""
         per_second = usd_per_gpu_hour * self.resolved.parallelism.num_gpus / 3600  # s per h
         rate = min(self.traffic.request_rate, self.stability_limit)
-        share = min(self._prefill_load(self.batch), 1.0)
+        steady = (
+            self if self.stable else SteadyState(self.resolved, self.traffic.at(0.99 * self.stability_limit))
+        )
+        share = min(steady._prefill_load(steady.batch), 1.0)
         return {
             "input": 1e6 * per_second * share / (rate * self.traffic.prompt),
             "output": 1e6 * per_second * (1 - share) / (rate * self.traffic.output),

@@ -166,3 +166,14 @@ def test_it_says_that_it_is_vllm_s_policy() -> None:
             f"{system} has another policy" in line
             for line in SteadyState(resolved(system=system), traffic).caveats
         )
+
+
+def test_beyond_the_limit_a_token_costs_what_it_costs_at_the_limit() -> None:
+    traffic = Traffic(1.0, (4000.0,), 50.0)
+    limit = SteadyState(resolved(), traffic).stability_limit
+    at, beyond = (
+        SteadyState(resolved(), traffic.at(load * limit)).cost_per_million(2.0) for load in (0.99, 1.5)
+    )
+    for kind in ("input", "output", "all"):
+        assert beyond[kind] == pytest.approx(at[kind], rel=0.02)
+        assert beyond[kind] > 0
