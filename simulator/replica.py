@@ -165,6 +165,7 @@ class Replica:
                 seconds, n = math.fsum(_floats(durations)), len(durations)
                 if n > 1:  # a delivery may have ended the sleep with its first iteration
                     self._note_gaps(batch, durations, now)
+                    level = _halfway(level, levels())
             elif self.open:
                 yield timeout(seconds)
             chunks = 0
@@ -584,6 +585,23 @@ def pooled_drafts(replicas: Iterable[Replica]) -> DraftCounts | None:
         counts = replica.drafts.counts
         pooled = counts if pooled is None else pooled.plus(counts)
     return pooled
+
+
+def _halfway(
+    start: tuple[float, float, float, float, float, float, float],
+    end: tuple[float, float, float, float, float, float, float],
+) -> tuple[float, float, float, float, float, float, float]:
+    """Mean levels of iterations over which every sequence grows by as many tokens: their blocks grow in a line."""
+    waiting, used, cached, reserved, internal, external, shared = start
+    return (
+        waiting,
+        (used + end[1]) / 2,
+        (cached + end[2]) / 2,
+        (reserved + end[3]) / 2,
+        (internal + end[4]) / 2,
+        (external + end[5]) / 2,
+        (shared + end[6]) / 2,
+    )
 
 
 def _floats(durations: Any) -> Any:

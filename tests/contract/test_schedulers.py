@@ -164,6 +164,8 @@ def test_skipping_makes_the_same_decisions_as_stepping(
     for name in ("first_scheduled_time", "first_token_time", "finish_time"):
         np.testing.assert_allclose(getattr(skipped, name), getattr(stepped, name), rtol=1e-9, atol=0)
     assert fast[0].series.sum("iterations") == slow[0].series.sum("iterations")
+    used = [run[0].series.mean("kv_blocks_used") for run in (fast, slow)]
+    assert used[0] == pytest.approx(used[1], rel=0.03)  # blocks are whole, their growth is taken for a line
     assert fast[0].itl.total == slow[0].itl.total
     assert fast[0].itl.mean == pytest.approx(slow[0].itl.mean, rel=1e-8, nan_ok=True)
 
