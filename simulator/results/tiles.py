@@ -49,7 +49,7 @@ TILES = (
         "spec_decode_acceptance_length",
         "tok",
         ",.2f",
-        (("% accepted", "spec_decode_acceptance_rate", ".0f"),),
+        (("accepted (%)", "spec_decode_acceptance_rate", ".0f"),),
     ),
 )
 
