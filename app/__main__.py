@@ -29,7 +29,7 @@ def _prepare() -> None:
     """Processes first: they import while this one does."""
     from app import processes
 
-    processes.start_all()
+    processes.start_all("app.work")
     from app import work
     from app.view import View
 

@@ -8,6 +8,7 @@ nobody wait who moves a slider. A job says how far it is and can be ended: both 
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -127,11 +128,11 @@ def start(function: Callable[..., Value], *args: Any, long: bool) -> Job[Value]:
     return Job(_lanes()[long], function, args)
 
 
-def start_all() -> None:
-    """Have the processes of the short lane ready, with everything imported, before anybody asks."""
+def start_all(module: str) -> None:
+    """Have the processes of the short lane ready, with *module* imported, before anybody asks."""
     lane = _lanes()[0]
     for _ in range(lane.processes):
-        lane.submit(_ready, ())
+        lane.submit(_ready, (module,))
 
 
 def stop_all() -> None:
@@ -173,5 +174,5 @@ def _work(place: int, function: Callable[..., Any], args: tuple[Any, ...]) -> by
     return pickle.dumps(function(*args, tick), pickle.HIGHEST_PROTOCOL)
 
 
-def _ready(tick: Tick) -> None:
-    import app.work  # noqa: F401
+def _ready(module: str, tick: Tick) -> None:
+    importlib.import_module(module)

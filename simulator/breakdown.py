@@ -7,17 +7,14 @@ taken from the KV blocks in use. The sum is scaled to the time the run really sp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from simulator.cluster import ClusterResult
 from simulator.deployment import Resolved
-from simulator.results import FINISHED, StepSeries
-
-if TYPE_CHECKING:
-    from simulator.simulation import Result
+from simulator.results import FINISHED, Records, StepSeries
+from simulator.workload import Trace
 
 __all__ = ["FAMILIES", "request_parts", "time_breakdown"]
 
@@ -42,11 +39,32 @@ KV_FULL = 0.8
 """KV usage from which a queue is put down to memory: the next prompt may need all the rest."""
 
 
-def time_breakdown(result: Result | ClusterResult, samples: int = 300) -> dict[str, float]:
+class Simulated(Protocol):
+    """What a finished simulation, of one deployment or of a cluster, tells about itself."""
+
+    @property
+    def trace(self) -> Trace: ...
+
+    @property
+    def deployed(self) -> Sequence[tuple[StepSeries, Resolved]]:
+        """What each replica did, with what was deployed on it."""
+
+
+class Recorded(Protocol):
+    """One that keeps every request's times."""
+
+    @property
+    def records(self) -> Records: ...
+
+    @property
+    def series(self) -> Sequence[StepSeries]: ...
+
+
+def time_breakdown(result: Simulated, samples: int = 300) -> dict[str, float]:
     """Seconds in iterations by `FAMILIES` name, all replicas together; empty for a run without iterations."""
     total: dict[str, float] = {}
     length = float((result.trace.input_length + result.trace.output_length / 2).mean())
-    for series, resolved in _deployed(result):
+    for series, resolved in result.deployed:
         points = series.points()
         busy = np.flatnonzero(points["iterations"] > 0)
         if not len(busy):
@@ -60,17 +78,6 @@ def time_breakdown(result: Result | ClusterResult, samples: int = 300) -> dict[s
         for name, seconds in parts.items():
             total[name] = total.get(name, 0.0) + seconds * scale
     return dict(sorted(total.items(), key=lambda item: -item[1]))
-
-
-def _deployed(result: Result | ClusterResult) -> Iterator[tuple[StepSeries, Resolved]]:
-    """What each replica did, with what was deployed on it."""
-    if not isinstance(result, ClusterResult):
-        for series in result.series:
-            yield series, result.resolved
-        return
-    pools = {pool.pool.name: pool.resolved for pool in result.pools}
-    for series in result.series:
-        yield series, pools[result.bills[series.replica].pool]
 
 
 def _step(resolved: Resolved, length: float, points: dict[str, np.ndarray], i: int) -> dict[str, float]:
@@ -93,7 +100,7 @@ def _step(resolved: Resolved, length: float, points: dict[str, np.ndarray], i: i
     return named
 
 
-def request_parts(result: Result) -> dict[str, float]:
+def request_parts(result: Recorded) -> dict[str, float]:
     """Mean seconds of a finished request: waiting for memory, waiting for its turn, prefill, decode. They add up
     to the mean end-to-end latency.
     """
@@ -111,7 +118,7 @@ def request_parts(result: Result) -> dict[str, float]:
     }
 
 
-def _waiting_for_memory(result: Result) -> float:
+def _waiting_for_memory(result: Recorded) -> float:
     """Share of the waiting that happened while the KV cache was full."""
     full = total = 0.0
     for series in result.series:

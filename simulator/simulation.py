@@ -80,6 +80,11 @@ class Result:
         return self.records.reason_counts(REJECTED)
 
     @property
+    def deployed(self) -> list[tuple[StepSeries, Resolved]]:
+        """What each replica did, with what was deployed on it."""
+        return [(series, self.resolved) for series in self.series]
+
+    @property
     def classes(self) -> list[ClassRow]:
         """How each SLO class, tenant and model of the trace fared, by the objectives of the run."""
         summary = self.summary

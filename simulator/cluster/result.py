@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.breakdown import time_breakdown
 from simulator.cluster.bill import ReplicaBill, bill_section, gpus_over_time, total_usd
 from simulator.cluster.resolve import ResolvedPool
 from simulator.cluster.spec import ClusterSpec
+from simulator.deployment import Resolved
 from simulator.results import LOST, REJECTED, InterTokenLatency, Records, Run, StepSeries, Summary
 from simulator.results.classes import ClassRow, class_section
 from simulator.validity import excursions
@@ -84,9 +86,13 @@ class ClusterResult:
     @cached_property
     def time_breakdown(self) -> dict[str, float]:
         """Seconds in iterations by operator family, all replicas together."""
-        from simulator.breakdown import time_breakdown
-
         return time_breakdown(self)
+
+    @property
+    def deployed(self) -> list[tuple[StepSeries, Resolved]]:
+        """What each replica did, with what was deployed on it."""
+        pools = {pool.pool.name: pool.resolved for pool in self.pools}
+        return [(series, pools[self.bills[series.replica].pool]) for series in self.series]
 
     @property
     def rejections(self) -> dict[str, int]:
