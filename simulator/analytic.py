@@ -259,7 +259,9 @@ class SteadyState:
     @cached_property
     def utilisation(self) -> dict[str, float]:
         """Share of the time or room in use: ``compute`` at peak FLOP/s, ``bandwidth`` at full rate, ``kv``,
-        ``busy``."""
+        ``busy``; beyond the stability limit work goes on as at it, with all room taken."""
+        if not self.stable:
+            return {**self._steady.utilisation, "kv": 1.0, "busy": 1.0}
         rate, decoding = self.traffic.request_rate, max(round(self.batch), 1)
         rounds = (1 - math.exp(-self.batch - rate * self.step_s)) / self._round(self.batch)
         decode = step_work(self.resolved.steptime, decoding, round(decoding * self.traffic.context))
@@ -274,7 +276,7 @@ class SteadyState:
             once = sum(getattr(work, side) for work in decode)
             more = max(sum(getattr(work, side) for work in mixed) - once, 0.0)
             per_second[name] = min(rounds * once + rate * more, 1.0)
-        kv = min(self.batch / self.max_batch, 1.0) if self.stable else 1.0
+        kv = min(self.batch / self.max_batch, 1.0)
         return {**per_second, "kv": kv, "busy": min(rounds * self._round(self.batch), 1.0)}
 
     @cached_property
@@ -282,15 +284,19 @@ class SteadyState:
         """Where a mean round goes, by what limits it: compute, bandwidth, interconnect, host. Sums to 1."""
         return step_shares(self.resolved, self.batch, self.traffic.context, self._prefill_per_round)
 
+    @cached_property
+    def _steady(self) -> SteadyState:
+        """This state, or without one that just below the stability limit."""
+        return (
+            self if self.stable else SteadyState(self.resolved, self.traffic.at(0.99 * self.stability_limit))
+        )
+
     def cost_per_million(self, usd_per_gpu_hour: float) -> dict[str, float]:
         """$ per million input, output and all tokens of one replica; the time of a round is split by what prefill
         adds."""
         per_second = usd_per_gpu_hour * self.resolved.parallelism.num_gpus / 3600  # s per h
         rate = min(self.traffic.request_rate, self.stability_limit)
-        steady = (
-            self if self.stable else SteadyState(self.resolved, self.traffic.at(0.99 * self.stability_limit))
-        )
-        share = min(steady._prefill_load(steady.batch), 1.0)
+        share = min(self._steady._prefill_load(self._steady.batch), 1.0)
         return {
             "input": 1e6 * per_second * share / (rate * self.traffic.prompt),
             "output": 1e6 * per_second * (1 - share) / (rate * self.traffic.output),

@@ -6,6 +6,7 @@ is left to the server, which chooses its own default for the device as the simul
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
+from simulator.speculation import Speculation
 
 __all__ = ["kubernetes_manifest", "vllm_arguments"]
 
@@ -46,11 +48,16 @@ WHAT_IF = ("flash_attention", "kernel_fusion", "kv_cache", "attention")
 QUANTISED = {"fp8": "fp8", "fp8_wo": "fp8"}
 """Weights that vLLM quantises while it loads them (``--quantization``); others need a checkpoint of their own."""
 PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DRAFTED = {"draft": "draft_model", "eagle": "eagle", "medusa": "medusa", "mtp": "mtp", "ngram": "ngram"}
+"""``method`` of vLLM's ``--speculative-config`` (vllm/config/speculative.py, SpeculativeMethod)."""
 PORT = 8000
 
 
-def vllm_arguments(deployment: Deployment, model_id: str | None = None) -> list[str]:
-    """``vllm serve`` and its arguments for one replica. *model_id*: what vLLM loads, default the model's name.
+def vllm_arguments(
+    deployment: Deployment, model_id: str | None = None, draft_id: str | None = None
+) -> list[str]:
+    """``vllm serve`` and its arguments for one replica. *model_id*: what vLLM loads, default the model's name;
+    *draft_id*: what it loads to draft, default the name of the draft model.
 
     Raises `ConfigurationError` for a system that is not vLLM, and for what vLLM has no flag for.
     """
@@ -73,6 +80,8 @@ def vllm_arguments(deployment: Deployment, model_id: str | None = None) -> list[
     if deployment.expert_parallel_size > 1:
         arguments.append("--enable-expert-parallel")
     arguments += _formats(deployment)
+    if deployment.speculation is not None:
+        arguments += ["--speculative-config", _speculative_config(deployment.speculation, draft_id)]
     for name in SWITCHES:
         if stated.get(name) is not None:
             arguments.append(_flag(name) if stated[name] else _flag(f"no_{name}"))
@@ -81,7 +90,9 @@ def vllm_arguments(deployment: Deployment, model_id: str | None = None) -> list[
     return arguments
 
 
-def kubernetes_manifest(deployment: Deployment, model_id: str | None = None) -> str:
+def kubernetes_manifest(
+    deployment: Deployment, model_id: str | None = None, draft_id: str | None = None
+) -> str:
     """A Deployment with as many replicas as *deployment* and a Service in front of them, as YAML."""
     resolved = deployment.resolve()
     name = "vllm-" + "".join(c if c.isalnum() else "-" for c in resolved.model.name.lower()).strip("-")
@@ -93,7 +104,7 @@ def kubernetes_manifest(deployment: Deployment, model_id: str | None = None) -> 
         "spec": {
             "replicas": deployment.num_replicas,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": _pod(resolved, model_id)},
+            "template": {"metadata": {"labels": labels}, "spec": _pod(resolved, model_id, draft_id)},
         },
     }
     service = {
@@ -110,14 +121,14 @@ def command_line(arguments: list[str]) -> str:
     return shlex.join(arguments)
 
 
-def _pod(resolved: Resolved, model_id: str | None) -> dict[str, Any]:
+def _pod(resolved: Resolved, model_id: str | None, draft_id: str | None) -> dict[str, Any]:
     vendor = "amd.com/gpu" if resolved.profile.vendor == "amd" else "nvidia.com/gpu"
     image = "rocm/vllm" if resolved.profile.vendor == "amd" else "vllm/vllm-openai"
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10}
     container = {
         "name": "vllm",
         "image": f"{image}:latest",
-        "command": vllm_arguments(resolved.deployment, model_id),
+        "command": vllm_arguments(resolved.deployment, model_id, draft_id),
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"limits": {vendor: str(resolved.parallelism.num_gpus)}},
         "readinessProbe": probe,
@@ -152,6 +163,23 @@ def _formats(deployment: Deployment) -> list[str]:
         plain = deployment.kv_cache_dtype
         found += ["--kv-cache-dtype", PLAIN.get(plain, plain)]
     return found
+
+
+def _speculative_config(speculation: Speculation, draft_id: str | None) -> str:
+    """JSON of ``--speculative-config``."""
+    method, draft = speculation.method, draft_id or speculation.model
+    if speculation.tree is not None:
+        raise ConfigurationError(f"speculation: tree {speculation.tree}: vLLM checks chains only")
+    if draft is None and method in ("eagle", "medusa"):
+        raise ConfigurationError(
+            f"speculation: {method} needs the checkpoint that drafts: name it with --draft-model-id"
+        )
+    config: dict[str, Any] = {"method": DRAFTED[method], "num_speculative_tokens": speculation.depth}
+    if draft is not None:
+        config["model"] = draft
+    if speculation.draft_tensor_parallel_size is not None:
+        config["draft_tensor_parallel_size"] = speculation.draft_tensor_parallel_size
+    return json.dumps(config)
 
 
 def _flag(name: str) -> str:

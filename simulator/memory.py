@@ -127,7 +127,10 @@ def _budget(
     extra: Mapping[str, float],
 ) -> MemoryBudget:
     name, rule = memory_rule(system)
-    rule = rule if utilization is None else replace(rule, fraction=utilization)
+    if utilization is not None:
+        rule = replace(
+            rule, fraction=utilization, source=f"gpu_memory_utilization {utilization:g}, as stated"
+        )
     memory = profile.memory
     items = {
         "weights": on_gpu[0] * weight_bytes_per_gpu(model, formats, parallel),

@@ -158,12 +158,24 @@ class _Batches:
                     np.where(self.decodes > 0, self.context / np.maximum(self.decodes, 1), 0.0),
                 )
             case "elementwise":
-                yield "moved", self.tokens * _widest(steptime, "elementwise")
+                yield "moved", self._largest(steptime, "elementwise")
             case "sampling":
                 passes = law.coefficients.get("passes", 1.0)
                 yield "moved", 4.0 * passes * self.rows * steptime.model.vocab_size
             case "all_reduce" | "all_gather" | "reduce_scatter":
-                yield "message", self.tokens * _widest(steptime, law.family)
+                yield "message", self._largest(steptime, law.family)
+
+    def _largest(self, steptime: StepTime, kind: str) -> Vector:
+        """Bytes of the operator of *kind* that moves most; logits are of sampled rows, not of every token."""
+        along = {
+            "tokens": self.tokens,
+            "all_tokens": self.tokens * steptime.parallelism.dp,
+            "rows": self.rows,
+        }
+        moved = [
+            along[operator.axis] * operator.width for operator in steptime.operators if operator.kind == kind
+        ]
+        return np.max(moved, axis=0) if moved else np.zeros_like(self.tokens)
 
 
 def _columns(series: StepSeries) -> Vector:
@@ -175,11 +187,6 @@ def _columns(series: StepSeries) -> Vector:
     held = point["kv_blocks_used"] * series.block_size - point["waste_reserved"] - point["waste_internal"]
     context = np.maximum(held - prefill, decodes)
     return np.stack([prefill + decodes, decodes, point["num_running"], context, point["duration_s"]])
-
-
-def _widest(steptime: StepTime, kind: str) -> float:
-    """Bytes per token of the operator of *kind* that moves most."""
-    return max((operator.width for operator in steptime.operators if operator.kind == kind), default=0.0)
 
 
 def _outside(law: Law, coordinate: str, values: Vector, seconds: Vector) -> list[Excursion]:

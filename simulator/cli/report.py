@@ -34,6 +34,9 @@ def export(
     model_id: Annotated[
         str | None, typer.Option(help="What vLLM loads, e.g. meta-llama/Llama-3.1-8B-Instruct.")
     ] = None,
+    draft_model_id: Annotated[
+        str | None, typer.Option(help="What vLLM loads to draft, with speculation.")
+    ] = None,
 ) -> None:
     """Print how to start DEPLOYMENT on a real machine."""
     from simulator.deployment import Deployment
@@ -42,8 +45,8 @@ def export(
 
     stated = Deployment.load(deployment)
     if to == "vllm":
-        typer.echo(command_line(vllm_arguments(stated, model_id)))
+        typer.echo(command_line(vllm_arguments(stated, model_id, draft_model_id)))
     elif to == "kubernetes":
-        typer.echo(kubernetes_manifest(stated, model_id), nl=False)
+        typer.echo(kubernetes_manifest(stated, model_id, draft_model_id), nl=False)
     else:
         raise UnknownNameError("target", to, ("vllm", "kubernetes"))

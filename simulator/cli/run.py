@@ -220,6 +220,7 @@ def run(
 
     objectives = parse_goodput(goodput or [])
     percentiles = _numbers("metric-percentiles", metric_percentiles)
+    latencies = _latencies(percentile_metrics)
     resolved = _deployment(options).resolve() if cluster is None else _cluster(options)
     if out is not None:
         check_replaceable(out)
@@ -240,7 +241,7 @@ def run(
         write_run(out, result.run(seed=seed), detailed=save_detailed)
     table = format_table(
         result.summary,
-        percentile_metrics=[name.strip() for name in percentile_metrics.split(",")],
+        percentile_metrics=latencies,
         percentiles=percentiles,
         request_rate=requests.request_rate,
         max_concurrency=requests.max_concurrency,
@@ -364,6 +365,17 @@ def _numbers(name: str, text: str) -> list[float]:
     if not all(0 <= number <= 100 for number in numbers):
         raise ConfigurationError(f"--{name} {text!r}: must be from 0 to 100")
     return numbers
+
+
+def _latencies(text: str) -> list[str]:
+    from simulator.errors import UnknownNameError
+    from simulator.results import LATENCIES
+
+    names, known = [name.strip() for name in text.split(",")], [latency.tag for latency in LATENCIES]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("latency", name, known)
+    return names
 
 
 def _print_header(resolved: Any, trace: Trace) -> None:

@@ -177,3 +177,12 @@ def test_beyond_the_limit_a_token_costs_what_it_costs_at_the_limit() -> None:
     for kind in ("input", "output", "all"):
         assert beyond[kind] == pytest.approx(at[kind], rel=0.02)
         assert beyond[kind] > 0
+
+
+def test_beyond_the_limit_the_device_works_as_at_it() -> None:
+    deployed = resolved()
+    limit = SteadyState(deployed, Traffic(1.0, (900,), 200)).stability_limit
+    below, beyond = (SteadyState(deployed, Traffic(f * limit, (900,), 200)).utilisation for f in (0.99, 20.0))
+    assert beyond["compute"] == pytest.approx(below["compute"])
+    assert beyond["bandwidth"] == pytest.approx(below["bandwidth"])
+    assert beyond["kv"] == beyond["busy"] == 1

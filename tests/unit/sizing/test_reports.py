@@ -113,6 +113,30 @@ def test_a_deployment_becomes_vllm_arguments() -> None:
     assert vllm_arguments(Deployment.of(model="llama-3.1-8b")) == ["vllm", "serve", "llama-3.1-8b"]
 
 
+@pytest.mark.parametrize(
+    ("stated", "config"),
+    [
+        ("method=ngram,tokens=4,acceptance=0.5", {"method": "ngram", "num_speculative_tokens": 4}),
+        (
+            "method=draft,model=llama-3.2-1b,tokens=3,acceptance=0.7",
+            {"method": "draft_model", "num_speculative_tokens": 3, "model": "llama-3.2-1b"},
+        ),
+    ],
+)
+def test_speculation_is_exported(stated: str, config: dict[str, Any]) -> None:
+    """Keys and methods as `SpeculativeConfig` of vLLM names them."""
+    arguments = vllm_arguments(Deployment.of(model="llama-3.1-8b", speculation=stated))
+    assert json.loads(arguments[arguments.index("--speculative-config") + 1]) == config
+
+
+def test_heads_that_draft_are_named_by_their_checkpoint() -> None:
+    deployment = Deployment.of(model="llama-3.1-8b", speculation="method=eagle,tokens=3,acceptance=0.7")
+    with pytest.raises(ConfigurationError, match="--draft-model-id"):
+        vllm_arguments(deployment)
+    config = json.loads(vllm_arguments(deployment, draft_id="someone/eagle-llama")[-1])
+    assert config == {"method": "eagle", "num_speculative_tokens": 3, "model": "someone/eagle-llama"}
+
+
 def test_a_deployment_becomes_a_manifest() -> None:
     deployment = Deployment.of(model="llama-3.1-8b", gpu="l40s", tensor_parallel_size=2, num_replicas=3)
     workload, service = yaml.safe_load_all(kubernetes_manifest(deployment))

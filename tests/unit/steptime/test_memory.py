@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwprofiles import load_profile
+from simulator.deployment import Deployment
 from simulator.errors import CapacityError, ConfigurationError, UnknownNameError
 from simulator.memory import MEMORY_RULES, kv_budget, memory_rule
 from simulator.memory import weight_bytes_per_gpu as weights
@@ -100,3 +101,8 @@ def test_zero_blocks_and_unknown_rules():
         kv_budget(LLAMA, H100, block_size=0)
     with pytest.raises(UnknownNameError):
         kv_budget(LLAMA, H100, system_rule="nothing")
+
+
+def test_what_does_not_fit_names_the_stated_share() -> None:
+    with pytest.raises(CapacityError, match=r"gpu_memory_utilization 0\.1, as stated"):
+        Deployment.of(model="llama-3.1-8b", gpu="h100", gpu_memory_utilization=0.1).resolve()
