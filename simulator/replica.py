@@ -215,11 +215,14 @@ class Replica:
         env, start = self.env, self.env.now
         self._asleep = batch, durations, start, 0
         self._sleeping = True
+        woken = False
         try:
             yield env.timeout(math.fsum(durations))
         except simpy.Interrupt:
             if self.dead:
                 raise
+            woken = True  # what follows yields again, which a compiled generator must not do while it handles this
+        if woken:
             elapsed, end, n = env.now - start, 0.0, 0
             while end < elapsed:
                 end += float(durations[n])

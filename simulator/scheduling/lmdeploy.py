@@ -44,7 +44,6 @@ class Lmdeploy(Scheduler):
     tokens.
     """
 
-    depth = 2
     discards_in_flight: ClassVar[bool] = True
 
     def __init__(
@@ -60,6 +59,7 @@ class Lmdeploy(Scheduler):
         explicit: bool = False,
     ) -> None:
         super().__init__(max_num_seqs=max_batch_size, block_size=block_size, explicit=explicit)
+        self.depth = 2
         for name, value in (
             ("max_prefill_token_num", max_prefill_token_num),
             ("prefill_interval", prefill_interval),

@@ -34,7 +34,7 @@ from simulator.workload import Trace, read_trace
 
 __all__ = ["dask_executor", "failures", "run_study", "simulate_run"]
 
-ADDRESS = re.compile(r"(?:[a-z]+://)?[^/\s]+:\d+")
+ADDRESS = re.compile(r"(?:[a-z]+://)?[^/\s]+:\d+|inproc://\S+")
 IN_FLIGHT = 64
 """Runs that are handed out at a time."""
 ExecutorFactory = Callable[[], AbstractContextManager[Executor]]

@@ -15,10 +15,10 @@ from simulator import compiled
 CODE = """
 import hashlib, json
 import numpy as np
-from simulator import Deployment, Trace, compiled, simulate
+from simulator import Deployment, SimError, Trace, compiled, simulate
 from simulator.scheduling.system import list_systems
 rng = np.random.default_rng(5)
-n = 400
+n = 200
 arrival = np.cumsum(rng.exponential(0.05, n))
 shared = (rng.integers(0, 3, n), rng.integers(100, 300, n))
 trace = Trace.from_columns(arrival, rng.integers(300, 800, n), rng.integers(1, 200, n))
@@ -31,13 +31,16 @@ CASES = {
     "small budget": {"max_num_batched_tokens": 256, "num_gpu_blocks": 150},
     "few": {"max_num_seqs": 4},
     "0.11": {"system": "vllm-0.11", "num_gpu_blocks": 200},
-    "sarathi": {"system": "sarathi", "num_gpu_blocks": 200},
-    "sglang": {"system": "sglang"},
     "speculation": {"speculation": {"method": "ngram", "tokens": 3, "acceptance": 0.6}, "num_gpu_blocks": 200},
     "replicas": {"num_replicas": 2, "router": "least-outstanding"},
 }
+CASES |= {system.name: {"system": system.name} for system in list_systems()}
 for name, options in CASES.items():
-    result = simulate(trace, Deployment(**options))
+    try:
+        result = simulate(trace, Deployment(**options))
+    except SimError as error:
+        found[name] = str(error)
+        continue
     digest = hashlib.sha256()
     for column in result.records.to_columns().values():
         digest.update(np.ascontiguousarray(column).tobytes() if isinstance(column, np.ndarray) else b"")

@@ -244,7 +244,7 @@ def test_all_experts_at_once_are_the_loop_over_the_chosen(tiny: Any, family: str
     if decoder.config.normalise_routing:
         weights = weights / weights.sum(-1, keepdim=True)
     dense = decoder._all_experts(layer.stacked, x, weights, chosen)
-    torch.testing.assert_close(dense, decoder._experts(layer, x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dense, decoder.experts(layer, x), rtol=1e-4, atol=1e-5)
 
 
 class Replayed(DecodeGraphs):
