@@ -18,6 +18,7 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class EngineSettings:
     draft_model: str | Path | DecoderConfig | ModelSpec | None = None
 
     def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UnknownNameError("device", self.device, DEVICES)
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, ["auto", *DTYPES])
         if self.load_format not in ("auto", "dummy"):

@@ -96,6 +96,8 @@ class Result:
         lines = list(self.resolved.warnings)
         if self.resolved.deployment.enable_lora and not self.trace.lora.names:
             lines.append("no request names an adapter (column lora): steps are priced as if all had one")
+        if self.trace.lora.names and not self.resolved.deployment.enable_lora:
+            lines.append("requests name adapters (column lora): priced without, since enable_lora is not set")
         lines += [f"{count} requests rejected: {reason}" for reason, count in self.rejections.items()]
         if self.summary.overload is not None and self.summary.overload.overloaded:
             lines.append(self.summary.overload.text())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simulator.cli.technique_options import with_techniques
+from simulator.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,7 @@ def estimate(
     gpu: Annotated[str | None, typer.Option(help="Name or path of a hardware profile.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 1024,
     output: Annotated[int, typer.Option(help="Tokens that every request generates.")] = 256,
-    batch: Annotated[int, typer.Option(help="Requests that start together.")] = 1,
+    batch: Annotated[int | None, typer.Option(help="Requests that start together. [default: 1]")] = None,
     request_rate: Annotated[
         float | None, typer.Option(help="Steady state instead of one batch: requests/s, Poisson.")
     ] = None,
@@ -84,9 +85,12 @@ def estimate(
     if request_rate is not None or concurrency is not None or trace is not None:
         from simulator.cli.estimate_steady import steady_state
 
+        if batch is not None or operators:
+            named = "--operators" if batch is None else f"--batch {batch}"
+            raise ConfigurationError(f"{named}: of one batch; a steady state has its own")
         steady_state(deployment.resolve(), prompt, output, request_rate, concurrency, trace, as_json=as_json)
         return
-    result = Estimate(deployment.resolve(), prompt, output, batch)
+    result = Estimate(deployment.resolve(), prompt, output, 1 if batch is None else batch)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
     else:

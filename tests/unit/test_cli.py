@@ -70,6 +70,7 @@ FILES = {
         ("run good.jsonl --request-rate -1", "request rate -1.0: must be above 0"),
         ("run good.jsonl --goodput ttft:fast", "'fast' is not a number of milliseconds"),
         ("run good.jsonl --metric-percentiles 101", "must be from 0 to 100"),
+        ("estimate --model llama-3.1-8b --request-rate 5 --batch 8", "--batch 8: of one batch"),
         ("run good.jsonl --percentile-metrics ttft,tpop", "unknown latency 'tpop': did you mean 'tpot'?"),
         ("run good.jsonl --scheduling-policy lifo", "scheduling_policy: 'lifo'"),
         ("run good.jsonl -c list.yaml", "list.yaml: must hold a mapping"),

@@ -226,6 +226,8 @@ def test_unknown_models_and_settings_are_named() -> None:
         EngineSettings("opt-13b").decoder_config()
     with pytest.raises(UnknownNameError, match="unknown dtype 'float8'"):
         EngineSettings("llama-3-8b", dtype="float8")
+    with pytest.raises(UnknownNameError, match="unknown device 'tpu'"):
+        EngineSettings("llama-3-8b", device="tpu")
     with pytest.raises(ConfigurationError, match="max_model_len 9000000"):
         EngineSettings("llama-3-8b", max_model_len=9_000_000).model_len(
             DecoderConfig.from_spec(load_model("llama-3-8b"))
