@@ -8,7 +8,7 @@ blocks there are, and remembers every choice that was made for the user.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +165,7 @@ class Deployment(Techniques):
         if self.gpu_memory_utilization is None and self.kv_cache is not False:
             budget = observed_budget(budget, observed, model, parallelism, precision)
         warnings = observed_elsewhere(observed, model, parallelism)
+        warnings += self._cut_for_scores(model, limits)
         warnings += self._fit_context(model, limits, budget, chosen)
         traits = load_traits(
             system.traits,
@@ -328,6 +329,15 @@ class Deployment(Techniques):
         if plan is not None:
             return SpeculativeStepTime(plan.drafter, *parts)
         return StepTime(*parts) if budget is None else PipelinedStepTime(budget, *parts)
+
+    def _cut_for_scores(self, model: ModelSpec, limits: Mapping[str, Any]) -> list[str]:
+        cut = limits.get("max_model_len", model.max_position_embeddings) < model.max_position_embeddings
+        if self.flash_attention is not False or self.max_model_len is not None or not cut:
+            return []
+        return [
+            f"the model's context of {model.max_position_embeddings} tokens is cut to {limits['max_model_len']}: without "
+            "flash_attention scores grow with its square; max_model_len states another"
+        ]
 
     def _fit_context(
         self, model: ModelSpec, limits: dict[str, Any], budget: MemoryBudget, chosen: list[str]

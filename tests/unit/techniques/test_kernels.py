@@ -184,3 +184,10 @@ def test_kernels_hold_with_speculation_too_and_adapters_do_not() -> None:
     for more in ({"enable_lora": True}, {"kv_offloading_size": 1.0}):
         with pytest.raises(ConfigurationError, match="not modelled together with speculation"):
             resolve(**stated, **more)
+
+
+def test_a_context_cut_for_the_scores_is_said() -> None:
+    (line,) = resolve(flash_attention=False).warnings
+    assert "cut to 8192" in line
+    assert not resolve(flash_attention=False, max_model_len=8192).warnings
+    assert not resolve().warnings
