@@ -335,8 +335,8 @@ class Deployment(Techniques):
         if self.flash_attention is not False or self.max_model_len is not None or not cut:
             return []
         return [
-            f"the model's context of {model.max_position_embeddings} tokens is cut to {limits['max_model_len']}: without "
-            "flash_attention scores grow with its square; max_model_len states another"
+            f"the model's context of {model.max_position_embeddings} tokens is cut to {limits['max_model_len']}: "
+            "without flash_attention scores grow with its square; max_model_len states another"
         ]
 
     def _fit_context(
