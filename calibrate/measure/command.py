@@ -206,7 +206,7 @@ def _settings(options: argparse.Namespace) -> EngineSettings:
 def make_workbench(options: argparse.Namespace) -> Workbench:
     """The engine and its bench, with the limits of *options*."""
     print(
-        f"building {options.model} with random weights on {options.device}, not counted in the budget",
+        f"building {options.model} with random weights on {options.device}",
         flush=True,
     )
     llm = LLM.of(replace(_settings(options), swap_space_blocks=HOST_BLOCKS))

@@ -249,7 +249,8 @@ class Search:
         order = ("bound", "simulation", "price", "impossible")
         first = min(found.skipped, key=lambda one: (order.index(one.stage), one.ratio or math.inf))
         if first.ratio is None:
-            return f"no plan: {first.name}: {first.why}"
+            count = len(found.skipped)
+            return f"no plan: none of {count} choices can run; {first.name}: {first.why}"
         return f"no plan meets {self.slo}: {first.why}, {first.ratio:.2f} times as long, on the nearest: {first.name}"
 
 
