@@ -15,9 +15,12 @@ def main() -> None:
 
     end = sys.argv.index("--")
     library.offer(sys.argv[end + 1 :])
-    threading.Thread(target=_prepare, daemon=True).start()
+    processes.start_all("app.work")  # they import while this one does
+    # Plotly looks into a pandas that another thread is half through importing: all of it first, then the thread.
+    import pandas  # noqa: F401
     from streamlit.web.cli import main as streamlit
 
+    threading.Thread(target=_prepare, daemon=True).start()
     sys.argv = ["streamlit", "run", str(files("app") / "main.py"), *sys.argv[1:end]]
     try:
         streamlit(prog_name="streamlit")
@@ -26,10 +29,7 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Processes first: they import while this one does."""
-    from app import processes
-
-    processes.start_all("app.work")
+    """Have the first page's result under way."""
     from app import work
     from app.view import View
 
