@@ -339,7 +339,7 @@ class Replica:
             records.status[i] = WAITING
             if (
                 request.ready and request.n == 1
-            ):  # the gap to its second token began with the first, on another replica
+            ):  # the gap to its second token began with the first, elsewhere
                 self._since[request] = records.first_token_time[i]
             try:
                 if request.n == 1:

@@ -6,9 +6,7 @@ layer, which may import every package and is imported by none.
 
 from __future__ import annotations
 
-import platform
 import sys
-from importlib.metadata import version
 
 import typer
 
@@ -96,6 +94,9 @@ def options(
 ) -> None:
     """Say how an LLM serving system will behave on given hardware under given traffic."""
     if show_version:
+        import platform
+        from importlib.metadata import version
+
         how = "compiled" if is_compiled() else "plain Python, half the speed"
         typer.echo(f"servesim {version('servesim')}, Python {platform.python_version()}, {how}")
         raise typer.Exit

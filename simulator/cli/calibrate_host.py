@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from simulator.cli.observed_deployment import (
+    DeploymentFile,
+    Dtype,
+    Gpu,
+    KvCacheDtype,
+    MaxModelLen,
+    MaxNumBatchedTokens,
+    MaxNumSeqs,
+    Model,
+    NumGpuBlocks,
+    PrefixCaching,
+    Recording,
+    System,
+    TensorParallelSize,
+    stated_deployment,
+)
 
 if TYPE_CHECKING:
     from calibrate.fit.host import HostFit
     from calibrate.observe.observation import Observation
-    from simulator.deployment import Deployment
 
-__all__ = ["fit_host", "stated_deployment"]
+__all__ = ["fit_host"]
 
 
 def fit_host(
-    recording: Annotated[
-        Path, typer.Argument(help="An observation, or a result file of `vllm bench serve` or guidellm.")
-    ],
+    recording: Recording,
     out: Annotated[Path, typer.Option(help="Profile to write (.yaml); use it as --gpu FILE.")],
-    gpu: Annotated[str | None, typer.Option(help="Name or path of the profile whose laws are kept.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the zoo or path of a config.json.")] = None,
-    system: Annotated[str | None, typer.Option(help="Serving system, see `sim systems`.")] = None,
-    deployment: Annotated[
-        Path | None, typer.Option("--deployment", "-c", help="YAML file; options override it.")
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Format of the weights.")] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Running sequences at most.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens per step.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.")] = None,
-    num_gpu_blocks: Annotated[int | None, typer.Option(help="KV blocks, instead of what was seen.")] = None,
-    enable_prefix_caching: Annotated[
-        bool | None, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.")
-    ] = None,
+    gpu: Gpu = None,
+    model: Model = None,
+    system: System = None,
+    deployment: DeploymentFile = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    dtype: Dtype = None,
+    kv_cache_dtype: KvCacheDtype = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxNumBatchedTokens = None,
+    max_model_len: MaxModelLen = None,
+    num_gpu_blocks: NumGpuBlocks = None,
+    enable_prefix_caching: PrefixCaching = None,
     hold_out: Annotated[
         float, typer.Option(help="Share of the requests, the last, that is not fitted to.")
     ] = 0.3,
@@ -57,21 +65,6 @@ def fit_host(
     write_host_profile(fit, observation, described.gpu, out)
     _report(fit, observation)
     typer.echo(f"written to {out}: use it as --gpu {_as_path(out)}")
-
-
-def stated_deployment(options: dict[str, Any]) -> Deployment:
-    """What *options* and their file state; GPU, model and system must be among it."""
-    from simulator.deployment import Deployment
-    from simulator.errors import ConfigurationError
-
-    path = options["deployment"]
-    stated = Deployment.load(path).model_dump(exclude_unset=True) if path else {}
-    names = set(options) & set(Deployment.model_fields)
-    stated |= {name: options[name] for name in names if options[name] is not None}
-    for name in ("gpu", "model", "system"):
-        if name not in stated:
-            raise ConfigurationError(f"--{name}: say what was observed")
-    return Deployment.of(**stated)
 
 
 def _as_path(out: Path) -> str:

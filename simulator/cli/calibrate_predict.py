@@ -7,6 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulator.cli.observed_deployment import (
+    DeploymentFile,
+    Dtype,
+    Gpu,
+    KvCacheDtype,
+    MaxModelLen,
+    MaxNumBatchedTokens,
+    MaxNumSeqs,
+    Model,
+    NumGpuBlocks,
+    PrefixCaching,
+    Recording,
+    System,
+    TensorParallelSize,
+    stated_deployment,
+)
+
 if TYPE_CHECKING:
     from calibrate.observe.prediction import Prediction
 
@@ -14,34 +31,25 @@ __all__ = ["predict"]
 
 
 def predict(
-    recording: Annotated[
-        Path, typer.Argument(help="An observation, or a result file of `vllm bench serve` or guidellm.")
-    ],
-    gpu: Annotated[str | None, typer.Option(help="Name or path of a hardware profile.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the zoo or path of a config.json.")] = None,
-    system: Annotated[str | None, typer.Option(help="Serving system, see `sim systems`.")] = None,
-    deployment: Annotated[
-        Path | None, typer.Option("--deployment", "-c", help="YAML file; options override it.")
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Format of the weights.")] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Running sequences at most.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens per step.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.")] = None,
-    num_gpu_blocks: Annotated[int | None, typer.Option(help="KV blocks.")] = None,
-    enable_prefix_caching: Annotated[
-        bool | None, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.")
-    ] = None,
+    recording: Recording,
+    gpu: Gpu = None,
+    model: Model = None,
+    system: System = None,
+    deployment: DeploymentFile = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    dtype: Dtype = None,
+    kv_cache_dtype: KvCacheDtype = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxNumBatchedTokens = None,
+    max_model_len: MaxModelLen = None,
+    num_gpu_blocks: NumGpuBlocks = None,
+    enable_prefix_caching: PrefixCaching = None,
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.csv and requests.csv.")] = None,
 ) -> None:
     """Simulate the requests of RECORDING as they were sent, and print where the simulation differs."""
     options = dict(locals())
     from calibrate.observe.prediction import predict_observation
     from calibrate.observe.result_files import read_recorded
-    from simulator.cli.calibrate_host import stated_deployment
     from simulator.cli.calibrate_observe import cautions
 
     resolved = stated_deployment(options).resolve()

@@ -125,10 +125,9 @@ class ClusterResult:
         return [*lines, *self._outside_the_data()]
 
     def _outside_the_data(self) -> list[str]:
-        pool_of = {bill.replica: bill.pool for bill in self.bills}
         lines = []
         for p in self.pools:
-            own = [series for series in self.series if pool_of.get(series.replica) == p.pool.name]
+            own = [series for series, resolved in self.deployed if resolved is p.resolved]
             for excursion in excursions(p.resolved.steptime, own, self.records):
                 lines.append(f"pool {p.pool.name}: outside the data: {excursion.text()}")
         return lines
