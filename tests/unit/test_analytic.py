@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -118,15 +119,18 @@ def test_concurrency_and_rate_are_two_views_of_one_state() -> None:
 
 
 def test_it_takes_milliseconds() -> None:
-    """A third at most of what the simulation of a few thousand requests takes, whatever the machine."""
-    trace = generate_trace(4000, request_rate=8.0, input_length=CHAT[0], output_length=CHAT[1], seed=5)
+    """The quickest of three takes a third at most of what simulating its requests takes, whatever the machine."""
+    trace = generate_trace(10_000, request_rate=8.0, input_length=CHAT[0], output_length=CHAT[1], seed=5)
     traffic = Traffic.of_trace(trace)
-    start = time.process_time()
-    _ = SteadyState(RESOLVED, traffic).as_dict()
-    closed = time.process_time() - start
-    start = time.process_time()
-    simulate(trace, RESOLVED)
-    assert closed < (time.process_time() - start) / 3
+    closed = min(_thread_seconds(lambda: SteadyState(RESOLVED, traffic).as_dict()) for _ in range(3))
+    assert closed < _thread_seconds(lambda: simulate(trace, RESOLVED)) / 3
+
+
+def _thread_seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of this thread alone: an earlier test's threads may still be running."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
 
 
 def test_impossible_traffic_is_refused() -> None:
