@@ -8,10 +8,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["HeldOut", "Law", "NotNegative", "Positive", "Record", "Residual", "Source", "SourceKind"]
+__all__ = [
+    "MAX_POINTS",
+    "HeldOut",
+    "Law",
+    "NotNegative",
+    "Points",
+    "Positive",
+    "Record",
+    "Residual",
+    "Source",
+    "SourceKind",
+]
 
 MAX_KNOTS = 200
 """Most residual knots one law may carry."""
+MAX_POINTS = 40
+"""Most measurements one law may carry along."""
 
 Family = Literal[
     "gemm",
@@ -83,6 +96,25 @@ class HeldOut(Record):
     """How the rows were held out, e.g. ``5-fold by (n, k)``."""
 
 
+class Points(Record):
+    """Some of the measurements that a law was fitted to, so that they can be shown beside it."""
+
+    arguments: dict[str, list[float]]
+    """What the law is called with, in its order: a value per measurement, or one that all share."""
+    seconds: list[Positive]
+    """Medians."""
+
+    @model_validator(mode="after")
+    def _as_many_of_each(self) -> Self:
+        count = len(self.seconds)
+        if not 1 <= count <= MAX_POINTS:
+            raise ValueError(f"points: {count} measurements, must be 1 to {MAX_POINTS}")
+        for name, values in self.arguments.items():
+            if len(values) not in (1, count):
+                raise ValueError(f"points: {len(values)} values of {name!r} for {count} measurements")
+        return self
+
+
 class Law(Record):
     """Coefficients of one operator family for one dtype (of the KV cache for attention) or implementation."""
 
@@ -103,6 +135,8 @@ class Law(Record):
     range: dict[str, tuple[float, float]] = {}
     """Smallest and largest of each coordinate in the data."""
     held_out: HeldOut | None = None
+    points: Points | None = None
+    """Of this very device; never carried over to another."""
     source: Source
 
     @model_validator(mode="after")

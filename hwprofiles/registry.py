@@ -150,7 +150,8 @@ def _scaled(law: Law, text: str) -> Law:
     kind: SourceKind = "default" if law.source.kind == "default" else "scaled"
     source = Source(kind=kind, text=law.source.text if kind == "default" else text, date=law.source.date)
     spread = law.spread if kind == "default" else max(law.spread, SCALED_SPREAD)
-    return law.model_copy(update={"source": source, "held_out": None, "spread": spread, "quantiles": {}})
+    own: dict[str, Any] = {"held_out": None, "quantiles": {}, "points": None}
+    return law.model_copy(update={"source": source, "spread": spread, **own})
 
 
 def _on_other_sms(law: Law, relative: HardwareProfile, profile: HardwareProfile) -> Law:

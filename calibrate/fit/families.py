@@ -14,7 +14,7 @@ from calibrate.tables import COLUMNS
 from simulator.steptime.law_form import OperatorLaw
 from simulator.steptime.law_moe import touched_experts
 
-__all__ = ["FAMILIES", "Axis", "Family", "arguments", "predict_rows"]
+__all__ = ["FAMILIES", "Axis", "Family", "argument_names", "arguments", "predict_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,11 @@ def arguments(family: str, frame: pd.DataFrame) -> list[NDArray[np.float64]]:
     """The arrays that the law of *family* takes, from the rows of *frame*."""
     columns = [frame[name].to_numpy(float) for name in COLUMNS[family]]
     return [*columns, _experts(frame)] if family == "moe" else columns
+
+
+def argument_names(family: str) -> tuple[str, ...]:
+    """Names of `arguments`, in their order."""
+    return (*COLUMNS[family], "experts") if family == "moe" else COLUMNS[family]
 
 
 def _experts(frame: pd.DataFrame) -> NDArray[np.float64]:

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.fit.families import FAMILIES, arguments, choices
+from calibrate.fit.families import FAMILIES, argument_names, arguments, choices
 from calibrate.fit.resident import resident_rows
 from calibrate.fit.smooth import SmoothLaw
 from calibrate.fit.surface import Surface
-from hwprofiles import HardwareProfile, Law, Source
+from hwprofiles import HardwareProfile, Law, Points, Source
+from hwprofiles.law_block import MAX_POINTS
 from hwprofiles.schema import HeldOut
 from simulator.steptime.law_form import log2
 
@@ -63,6 +64,7 @@ class LawFit:
         self.smooth_, self.surface_ = self._fit_once(frame, self.choice_)
         self.range_ = self._range(frame)
         self.shapes_ = int(shape_numbers(self.family, frame, self.shape).max()) + 1
+        self.points_ = some_points(self.family, frame)
         return self
 
     def predict(self, frame: pd.DataFrame) -> Vector:
@@ -70,7 +72,7 @@ class LawFit:
         return _predict(self.family, self.smooth_, self.surface_, frame)
 
     def law(self, source: Source) -> Law:
-        """The block of a profile."""
+        """The block of a profile; measurements go along only where they are of this very device."""
         coefficients = self.smooth_.coefficients_
         errors = np.sqrt(np.maximum(np.diag(np.asarray(self.smooth_.covariance_)), 0.0))
         return Law(
@@ -93,6 +95,7 @@ class LawFit:
             },
             range=self.range_,
             held_out=self._summary() if len(self.judged_) else None,
+            points=self.points_ if source.kind == "measured" else None,
             source=source,
         )
 
@@ -144,6 +147,21 @@ class LawFit:
 
 
 NOT_SHAPE = ("seconds", "line")
+
+
+def some_points(family: str, frame: pd.DataFrame, most: int = MAX_POINTS) -> Points:
+    """At most *most* rows of *frame*, from the quickest to the slowest in even steps."""
+    order = np.argsort(frame["seconds"].to_numpy(float), kind="stable")
+    picked = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    columns = zip(argument_names(family), arguments(family, frame), strict=True)
+    return Points(
+        arguments={name: _shared(column[picked].tolist()) for name, column in columns},
+        seconds=[_round(value) for value in frame["seconds"].to_numpy(float)[picked]],
+    )
+
+
+def _shared(values: list[float]) -> list[float]:
+    return values[:1] if len(set(values)) == 1 else values
 
 
 def shape_numbers(family: str, frame: pd.DataFrame, shape: tuple[str, ...] = ()) -> NDArray[np.int64]:

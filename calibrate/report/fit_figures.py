@@ -10,21 +10,12 @@ import pandas as pd
 from calibrate.report.figures import laid_out, line, markers
 from simulator.results.figures import PALETTE
 from simulator.steptime.law_gemm import gemm_bytes, gemm_flops
+from simulator.steptime.measured_points import SIZE
 
-__all__ = ["SIZE", "Frames", "fitted_figure", "residual_figure", "roofline"]
+__all__ = ["Frames", "fitted_figure", "residual_figure", "roofline"]
 
 Frames = dict[str, pd.DataFrame]
 """Samples by operator family, with ``fitted`` seconds."""
-SIZE = {
-    "gemm": ("m", "tokens"),
-    "prefill_attention": ("chunk", "new tokens of a sequence"),
-    "decode_attention": ("sum_context", "tokens of context in the batch"),
-    "moe": ("num_tokens", "tokens"),
-    "elementwise": ("moved", "bytes"),
-    "kv_write": ("moved", "bytes"),
-    "sampling": ("moved", "bytes"),
-}
-"""What a residual is drawn over: a column, and in words."""
 
 
 def roofline(frames: Frames, meta: dict[str, Any]) -> Any:

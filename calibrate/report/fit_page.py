@@ -13,14 +13,16 @@ from calibrate.fit.families import predict_rows
 from calibrate.fit.raw import predicted_steps, read_frames, step_frame
 from calibrate.measure.records import RawFolder
 from calibrate.report.figures import laid_out, line, markers, percent
-from calibrate.report.fit_figures import SIZE, Frames, fitted_figure, residual_figure, roofline
+from calibrate.report.fit_figures import Frames, fitted_figure, residual_figure, roofline
 from calibrate.report.html import figure_section, table, write_page
 from hwprofiles import HardwareProfile, load_profile
 from simulator.models import load_model
 from simulator.results.figures import PALETTE
 from simulator.results.report import lines, section
 from simulator.steptime import HostTraits, StepTime
-from simulator.steptime.laws import LawSet
+from simulator.steptime.law_collective import CollectiveLaw
+from simulator.steptime.laws import FAMILY_LAWS, LawSet
+from simulator.steptime.measured_points import SIZE
 
 __all__ = ["write_fit_report"]
 
@@ -146,7 +148,8 @@ def outside(profile: HardwareProfile, folder: RawFolder, frames: Frames) -> list
             found.append(
                 f"{family.replace('_', ' ')}: {name} measured to {frames[family][name].max():g}, limit {most}"
             )
-    needed = [family for family in SIZE if family != "moe" or meta.get("config", {}).get("num_experts")]
+    needed = [family for family in SIZE if FAMILY_LAWS[family] is not CollectiveLaw]
+    needed = [family for family in needed if family != "moe" or meta.get("config", {}).get("num_experts")]
     for law in profile.laws:
         asked = law.family in needed and law.dtype in ("bf16", "fp32")
         if asked and law.family not in frames and law.source.kind in ("default", "scaled"):

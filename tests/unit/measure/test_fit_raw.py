@@ -12,8 +12,10 @@ from calibrate.report import write_fit_report
 from calibrate.tables import read_folder
 from hwprofiles import load_profile
 from hwprofiles.datasheet import save_profile
+from hwprofiles.law_block import MAX_POINTS
 from simulator.errors import InputError
 from simulator.steptime.laws import LawSet
+from simulator.steptime.measured_points import SIZE, measured_points
 
 from .conftest import BANDWIDTH, HOST, KNOWN, known_profile
 
@@ -75,6 +77,39 @@ def test_profile_says_what_it_rests_on(fitted: RawFit) -> None:
         assert law.held_out is not None and law.range, law.key
     assert fitted.steps is not None and fitted.steps.mean_ape < WITHIN
     assert "whole steps held out" in (profile.validation or "")
+
+
+def test_a_profile_carries_measurements_beside_its_laws(fitted: RawFit, known_raw: Path) -> None:
+    """At most 40 a law, quickest and slowest among them, each one of the samples; the law of the file predicts them."""
+    profile, frames = load_profile(fitted.path), read_folder(known_raw)
+    points = measured_points(profile)
+    assert {point.law for point in points} == {f"{family}/{KNOWN[family][0]}" for family in KNOWN}
+    for family, frame in frames.items():
+        ours = [point for point in points if point.family == family]
+        assert len(ours) == min(MAX_POINTS, len(frame))
+        seconds = sorted(point.measured for point in ours)
+        np.testing.assert_allclose(
+            [seconds[0], seconds[-1]], [frame["seconds"].min(), frame["seconds"].max()], rtol=1e-3
+        )
+        name, _ = SIZE[family]
+        nearest = np.abs(np.subtract.outer([point.x for point in ours], frame[name].to_numpy(float))).min(
+            axis=1
+        )
+        assert (nearest <= 1e-5 * np.array([point.x for point in ours])).all()  # a file keeps six digits
+        assert all(point.shape[name] == point.x for point in ours)
+        assert np.median([abs(point.error) for point in ours]) < WITHIN
+    assert fitted.path.stat().st_size < 20_000
+
+
+def test_measurements_stay_with_the_device_they_are_of(fitted: RawFit, tmp_path: Path) -> None:
+    """fp8 attention takes the law of bf16, and no measurements; public tables are fitted and not copied."""
+    profile = load_profile(fitted.path)
+    carried = profile.law("decode_attention", "fp8")
+    assert carried is not None and carried.source.kind == "scaled" and carried.points is None
+    assert measured_points(load_profile("h100")) == []
+    (tmp_path / "more.yaml").write_text("moved: [1.0, ".join(fitted.path.read_text().rsplit("moved: [", 1)))
+    with pytest.raises(InputError, match=r"points: \d+ values of .* for \d+ measurements"):
+        load_profile(tmp_path / "more.yaml")
 
 
 def test_the_report_shows_every_law_and_opens_alone(fitted: RawFit, known_raw: Path, tmp_path: Path) -> None:
