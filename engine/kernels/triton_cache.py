@@ -28,11 +28,11 @@ def kv_write_kernel(
 
 @triton.jit
 def copy_blocks_kernel(k_cache, v_cache, source, target, size, CHUNK: tl.constexpr):
-    """Grid (part of a block, pair)."""
-    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    """Grid (pair, part of a block)."""
+    at = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     mask = at < size
-    src = tl.load(source + tl.program_id(1)) * size + at
-    dst = tl.load(target + tl.program_id(1)) * size + at
+    src = tl.load(source + tl.program_id(0)) * size + at
+    dst = tl.load(target + tl.program_id(0)) * size + at
     tl.store(k_cache + dst, tl.load(k_cache + src, mask=mask), mask=mask)
     tl.store(v_cache + dst, tl.load(v_cache + src, mask=mask), mask=mask)
 
@@ -51,6 +51,6 @@ def launch_copy_blocks(k_cache: Tensor, v_cache: Tensor, src: Tensor, dst: Tenso
     if not src.shape[0]:
         return
     size = k_cache[0].numel()
-    copy_blocks_kernel[(triton.cdiv(size, CHUNK), src.shape[0])](
+    copy_blocks_kernel[(src.shape[0], triton.cdiv(size, CHUNK))](
         k_cache, v_cache, src, dst, size, CHUNK=CHUNK
     )

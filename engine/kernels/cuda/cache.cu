@@ -20,17 +20,17 @@ __global__ void kv_write_kernel(const uint4* k, const uint4* v, uint4* k_cache, 
     copy_words(v_cache + slot * words, v + token * v_stride, words, threadIdx.x, blockDim.x);
 }
 
-// grid (part, pair, K or V)
+// grid (pair, part, K or V)
 __global__ void copy_blocks_kernel(uint4* k_cache, uint4* v_cache, const int64_t* source, const int64_t* target, int64_t words) {
     uint4* cache = blockIdx.z == 0 ? k_cache : v_cache;
-    const int64_t from = source[blockIdx.y] * words, to = target[blockIdx.y] * words;
-    copy_words(cache + to, cache + from, words, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
+    const int64_t from = source[blockIdx.x] * words, to = target[blockIdx.x] * words;
+    copy_words(cache + to, cache + from, words, blockIdx.y * blockDim.x + threadIdx.x, gridDim.y * blockDim.x);
 }
 
-// grid (part, pair). One side is host memory, pinned and therefore visible to the device at its own address.
+// grid (pair, part). One side is host memory, pinned and therefore visible to the device at its own address.
 __global__ void swap_blocks_kernel(const uint4* source, uint4* target, const int64_t* pairs, int64_t words) {
-    const int64_t from = pairs[2 * blockIdx.y] * words, to = pairs[2 * blockIdx.y + 1] * words;
-    copy_words(target + to, source + from, words, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
+    const int64_t from = pairs[2 * blockIdx.x] * words, to = pairs[2 * blockIdx.x + 1] * words;
+    copy_words(target + to, source + from, words, blockIdx.y * blockDim.x + threadIdx.x, gridDim.y * blockDim.x);
 }
 
 unsigned parts(int64_t words) {
@@ -53,7 +53,7 @@ extern "C" int copy_blocks(void* k_cache, void* v_cache, const int64_t* source, 
                            int64_t block_bytes, void* stream) {
     if (block_bytes % 16) return cudaErrorInvalidValue;
     const int64_t words = block_bytes / 16;
-    return launch(copy_blocks_kernel, dim3(parts(words), pairs, 2), THREADS, 0, static_cast<cudaStream_t>(stream),
+    return launch(copy_blocks_kernel, dim3(pairs, parts(words), 2), THREADS, 0, static_cast<cudaStream_t>(stream),
         static_cast<uint4*>(k_cache), static_cast<uint4*>(v_cache), source, target, words);
 }
 
@@ -61,7 +61,7 @@ extern "C" int copy_blocks(void* k_cache, void* v_cache, const int64_t* source, 
 extern "C" int swap_blocks(const void* source, void* target, const int64_t* pairs, int count, int64_t block_bytes, void* stream) {
     if (block_bytes % 16) return cudaErrorInvalidValue;
     const int64_t words = block_bytes / 16;
-    return launch(swap_blocks_kernel, dim3(parts(words), count), THREADS, 0, static_cast<cudaStream_t>(stream),
+    return launch(swap_blocks_kernel, dim3(count, parts(words)), THREADS, 0, static_cast<cudaStream_t>(stream),
         static_cast<const uint4*>(source), static_cast<uint4*>(target), pairs, words);
 }
 

@@ -84,11 +84,11 @@ __global__ void rope_kernel(T* q, T* k, const int64_t* positions, const float* c
     }
 }
 
-// grid (part of a row, row)
+// grid (row, part of it): only the first dimension of a grid goes beyond 65,535
 template <typename T, int N> __global__ void silu_mul_kernel(T* out, const T* gate_up, int features, int64_t stride) {
-    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    const int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (i >= features) return;
-    const T* row = gate_up + blockIdx.y * stride;
+    const T* row = gate_up + blockIdx.x * stride;
     const Vector<T, N> gate = read<T, N>(row + i), up = read<T, N>(row + features + i);
     Vector<T, N> result;
 #pragma unroll
@@ -96,7 +96,7 @@ template <typename T, int N> __global__ void silu_mul_kernel(T* out, const T* ga
         const float g = to_float(gate.x[j]);
         result.x[j] = from_float<T>(g / (1.f + __expf(-g)) * to_float(up.x[j]));
     }
-    write<T, N>(out + static_cast<int64_t>(blockIdx.y) * features + i, result);
+    write<T, N>(out + static_cast<int64_t>(blockIdx.x) * features + i, result);
 }
 
 int threads_for(int pieces, int most) {
@@ -122,7 +122,7 @@ cudaError_t run_rope(void* q, void* k, const int64_t* positions, const float* co
 template <typename T, int N>
 cudaError_t run_silu_mul(void* out, const void* gate_up, int rows, int features, int64_t stride, cudaStream_t stream) {
     const int pieces = features / N, threads = threads_for(pieces, 256);
-    return launch(silu_mul_kernel<T, N>, dim3(divide_up(pieces, threads), rows), threads, 0, stream, static_cast<T*>(out),
+    return launch(silu_mul_kernel<T, N>, dim3(rows, divide_up(pieces, threads)), threads, 0, stream, static_cast<T*>(out),
         static_cast<const T*>(gate_up), features, stride);
 }
 

@@ -56,6 +56,12 @@ def test_emulated_draw_is_the_torch_forms(emulated):
     assert torch.equal(emulated.draw(logits, seeds, steps), expected)
 
 
+def test_a_prefill_of_more_rows_than_a_grids_second_dimension(emulated):
+    """65,535 is the most in y and z (CUDA programming guide, technical specifications); rows lie along x."""
+    gate_up = torch.ones(65_600, 2)
+    assert torch.equal(emulated.silu_mul(gate_up), torch.nn.functional.silu(gate_up[:, :1]))
+
+
 @st.composite
 def cases(draw) -> Case:
     contexts = tuple(draw(st.lists(st.integers(0, 150), min_size=1, max_size=3)))

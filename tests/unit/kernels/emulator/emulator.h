@@ -32,7 +32,7 @@
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9;
 enum cudaMemcpyKind { cudaMemcpyDefault };
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
     std::memcpy(to, from, bytes);
@@ -308,6 +308,7 @@ template <typename T> void multiply_add(float (&c)[4], const uint32_t (&a)[4], u
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t,
                    Arguments... arguments) {
+    if (grid.y > 65535 || grid.z > 65535 || threads > 1024) return cudaErrorInvalidConfiguration;
     gridDim = grid;
     blockDim = dim3(threads);
     emulator::Block b;
