@@ -52,7 +52,7 @@ gpu:
 gpu-bench:
 	@$(HAVE_GPU) || $(NO_GPU); mkdir -p $(GPU_OUT); \
 		timeout 240 $(PYTHON) -m engine.bench_kernels --budget 0.1 --json $(GPU_OUT)/kernels.json; \
-		timeout 280 $(PYTHON) -m engine.bench_throughput --model $(GPU_MODEL) --num-prompts 300 --budget 8 \
+		timeout 280 $(PYTHON) -m engine.bench_throughput --model $(GPU_MODEL) --num-prompts 300 --budget 8 --limit 150 \
 			--json $(GPU_OUT)/throughput.json
 
 gpu-calibrate:

@@ -1,6 +1,7 @@
 """Offline throughput: the engine on a list of prompts, and transformers' static batching on the same.
 
 Every prompt gets exactly the output length that the list says. How static batches are made: `engine.static_batching`.
+Results are printed and written one by one: what a time limit cuts off is the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +40,9 @@ from engine.static_batching import (
 
 __all__ = ["Workload", "main", "measure_engine", "run"]
 
-SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SWEEP = (256, 128, 64, 32, 16, 8, 4, 2, 1)  # the best are among the large ones, so these come first
+
+Keep = Callable[[Result], None]
 
 
 class Workload:
@@ -75,24 +80,32 @@ def run(settings: EngineSettings, options: argparse.Namespace) -> int:
     if options.output_len:
         lengths[:, 1] = options.output_len
     work = Workload(lengths, config.vocab_size, settings.seed)
-    ours, details = _engine(settings, work)
-    results = [ours]
+    results: list[Result] = []
+    path = getattr(options, "json", None)
+
+    def keep(result: Result) -> None:
+        results.append(result)
+        print(result.line(), flush=True)
+        if path:
+            Path(path).write_text(json.dumps([asdict(one) for one in results], indent=1), encoding="utf-8")
+
+    details = _engine(settings, work, keep)
     if options.compare:
-        results += _compare(settings, config, work, getattr(options, "budget", 40.0))
+        budget, limit = getattr(options, "budget", 40.0), getattr(options, "limit", 600.0)
+        _compare(settings, config, work, keep, budget, limit)
     _print(settings, results, details)
-    if path := getattr(options, "json", None):
-        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
-            json.dump([asdict(result) for result in results], file, indent=1)
     return 0
 
 
-def _engine(settings: EngineSettings, work: Workload) -> tuple[Result, list[str]]:
+def _engine(settings: EngineSettings, work: Workload, keep: Keep) -> list[str]:
+    """Measure the engine; the medians of its phases."""
     llm = LLM.of(settings)
     try:
         print(llm.runner.decoder.kernels.describe(), flush=True)
         measure_engine(llm, [replace(job, output=min(job.output, 4)) for job in work.head(8)])  # warm-up
         llm.runner.timings.clear()
-        return measure_engine(llm, work.jobs), _phases(llm)
+        keep(measure_engine(llm, work.jobs))
+        return _phases(llm)
     finally:
         llm.close()
         del llm
@@ -119,27 +132,32 @@ def _phases(llm: LLM) -> list[str]:
     return lines
 
 
-def _compare(settings: EngineSettings, config: DecoderConfig, work: Workload, budget: float) -> list[Result]:
+def _compare(
+    settings: EngineSettings, config: DecoderConfig, work: Workload, keep: Keep, budget: float, limit: float
+) -> None:
+    """Static batches, each size for *budget* seconds; none is begun after *limit* seconds."""
     if importlib.util.find_spec("transformers") is None:
         print("transformers is not installed: its static batching is not measured", flush=True)
-        return []
+        return
+    began = time.perf_counter()
     generate = transformers_generate(config, settings.torch_dtype(config), settings.torch_device())
     generate([Job(work.jobs[0].prompt[:8], 2)])  # warm-up
     name = f"transformers, padded <= {LAUNCH_POST_TOKENS}"
-    found = [measure_static(generate, padded_batches(work.jobs), name, budget)]
-    for size in SWEEP:
+    keep(measure_static(generate, padded_batches(work.jobs), name, budget))
+    for size in sweep_sizes(len(work.jobs)):
+        name = f"transformers, batch {size}"
+        if time.perf_counter() - began > limit:
+            print(f"{name}: left out after {limit:.0f} s", flush=True)
+            continue
         try:
-            result = measure_static(
-                generate, fixed_batches(work.jobs, size), f"transformers, batch {size}", budget
-            )
+            keep(measure_static(generate, fixed_batches(work.jobs, size), name, budget))
         except torch.OutOfMemoryError:
-            print(f"transformers, batch {size}: out of memory", flush=True)
-            break
-        found.append(result)
-        print(result.line(), flush=True)
-        if size >= len(work.jobs):
-            break
-    return found
+            print(f"{name}: out of memory", flush=True)
+
+
+def sweep_sizes(num_jobs: int) -> list[int]:
+    """Batch sizes worth measuring, the largest first: beyond the number of jobs one is enough."""
+    return [size for size in SWEEP if size < 2 * num_jobs]
 
 
 def _print(settings: EngineSettings, results: list[Result], details: list[str]) -> None:
@@ -150,7 +168,7 @@ def _print(settings: EngineSettings, results: list[Result], details: list[str]) 
     for result in results:
         print(result.line())
     print("\n".join(details))
-    if len(results) > 1:
+    if len(results) > 2:
         engine, padded, *swept = results
         print(
             f"engine / transformers padded to {LAUNCH_POST_TOKENS}: "
@@ -168,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--input-len", type=int)
     parser.add_argument("--output-len", type=int)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for each static batch size")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which no other size begins")
     parser.add_argument("--json", help="write the results here")
     options = parser.parse_args(arguments)
     options.compare = True

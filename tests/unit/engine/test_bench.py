@@ -5,7 +5,9 @@ engine may import.
 from __future__ import annotations
 
 import ast
+import json
 import sys
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +17,18 @@ torch = pytest.importorskip("torch")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from engine import bench_throughput  # noqa: E402
 from engine.__main__ import main  # noqa: E402
 from engine.bench_throughput import main as bench_main  # noqa: E402
 from engine.lengths import sharegpt_like  # noqa: E402
+from engine.settings import EngineSettings  # noqa: E402
 from engine.static_batching import Job, fixed_batches, padded_batches  # noqa: E402
 
+TINY = (
+    '{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,'
+    ' "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,'
+    ' "max_position_embeddings": 256}'
+)
 ENGINE = Path(__file__).resolve().parents[3] / "engine"
 
 
@@ -47,17 +56,32 @@ def test_lengths_have_the_means_of_the_paper() -> None:
 
 
 def test_the_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,'
-        ' "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,'
-        ' "max_position_embeddings": 256}'
-    )
+    (tmp_path / "config.json").write_text(TINY)
     sizes = ["--num-prompts", "6", "--input-len", "20", "--output-len", "9", "--num-gpu-blocks", "60"]
     assert main(["bench", str(tmp_path), "--compare", *sizes]) == 0
     table = capsys.readouterr().out
     assert "engine / best static batch" in table and "transformers, batch 8" in table
+    assert table.index("transformers, batch 8") < table.index("transformers, batch 4")
+    assert "transformers, batch 16" not in table
     assert main(["bench", str(tmp_path), *sizes, "--dtype", "bfloat"]) == 2
     assert capsys.readouterr().err == "error: unknown dtype 'bfloat': did you mean 'bfloat16'?\n"
+
+
+def test_what_was_measured_is_kept_when_the_rest_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_throughput, "transformers_generate", cut_off)
+    (tmp_path / "config.json").write_text(TINY)
+    options = Namespace(
+        num_prompts=2, input_len=8, output_len=3, compare=True, json=str(tmp_path / "out.json")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        bench_throughput.run(EngineSettings(tmp_path, num_gpu_blocks=60), options)
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row["name"] == "engine" and row["output_tokens"] == 6
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
