@@ -108,7 +108,7 @@ class Decoder:
         keys, values = cache.layers[index]
         kernels.kv_write(k, v.view(-1, self.num_kv_heads, dim), keys, values, layout.slots)
         out = torch.empty((x.shape[0], self.num_heads, dim), dtype=x.dtype, device=x.device)
-        self._attend(out, q.contiguous(), keys, values, layout, self.config.window(index))
+        self._attend(out, q, keys, values, layout, self.config.window(index))
         return self.parallel.reduce(self._linear(layer.out, out.view(-1, q_size)))
 
     def _attend(

@@ -81,8 +81,7 @@ class ModelRunner:
             marks.append(self._mark())
             hidden = self.decoder.forward(tokens, layout, self.cache)
         marks.append(self._mark())
-        wanted = torch.from_numpy(batch.logit_rows).to(self.decoder.device, non_blocking=True)
-        logits = self.decoder.logits(hidden[wanted])
+        logits = self.decoder.logits(hidden[self._to_device(batch.logit_rows)])
         marks.append(self._mark())
         self._pending.append((batch, graph, marks))
         return logits

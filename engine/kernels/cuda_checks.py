@@ -11,6 +11,7 @@ __all__ = ["HEAD_DIMS", "MAX_GROUP", "check_attention", "check_pinned", "check_r
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
+WORD = 16  # bytes of an asynchronous copy
 TENSOR_CORE_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -29,6 +30,10 @@ def check_attention(out: Tensor, q: Tensor, k_cache: Tensor, block_table: Tensor
             raise ConfigurationError(f"{name} {t.dtype}, stride {t.stride(-1)}: must be int32, in a row")
     if q.stride(1) != dim or not (out.is_contiguous() and k_cache.is_contiguous()):
         raise ConfigurationError("attention: a token's heads, the result and the cache must be contiguous")
+    if q.data_ptr() % WORD or q.stride(0) * q.element_size() % WORD:
+        raise ConfigurationError(
+            f"q at address {q.data_ptr():#x}, {q.stride(0)} elements apart: must be aligned to {WORD} bytes"
+        )
 
 
 def check_rows(*tensors: Tensor) -> None:

@@ -105,6 +105,17 @@ def test_what_the_kernels_would_misread_is_refused(emulated, changed, message):
         decode(emulated, **changed)
 
 
+def test_queries_off_the_words_that_are_copied_are_refused(emulated):
+    """A GPU would stop with a misaligned address, and every later call with it."""
+    rows = torch.zeros(2, 2 * 64 + 4, dtype=torch.float16)
+    cache, lens = torch.zeros(1, 16, 2, 64, dtype=torch.float16), torch.ones(2, dtype=torch.int32)
+    for q in (rows[:, : 2 * 64].view(2, 2, 64), rows[0, 4:].view(1, 2, 64)):
+        with pytest.raises(ConfigurationError, match="must be aligned to 16 bytes"):
+            emulated.decode_attention(
+                torch.empty_like(q).contiguous(), q, cache, cache, lens[:, None] * 0, lens, 1.0
+            )
+
+
 def test_a_device_with_little_shared_memory_is_named(emulated):
     small = CudaKernels(torch.device("cpu"), "small", emulated.library, (4, 100 * 1024))
     decode(small, dim=128)
