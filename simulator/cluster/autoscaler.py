@@ -3,8 +3,9 @@
 Every *interval* the mean of a signal over the replicas is compared with its *target*: the pool should have
 ``ceil(replicas · value / target)`` of them, unless the ratio is within *tolerance* of 1 (Kubernetes, Horizontal
 Pod Autoscaling, algorithm details). Replicas that are starting count as replicas that have nothing to do. A pool
-shrinks to the highest number asked for within *scale_down_delay*, the youngest replica first, each after it has
-finished what it has.
+shrinks to the highest number asked for within *scale_down_delay*, the number it began with among them, the youngest
+replica first, each after it has finished what it has. The limits on the speed of growth that Kubernetes has by default
+(twice as many, or four more, in 15 s) are not modelled.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class RatioSpec(BaseModel):
 
 def autoscale(fleet: Fleet, pool: Pool, spec: AutoscaleSpec) -> Generator[simpy.Event, None, None]:
     """The process that scales *pool*."""
-    asked: deque[tuple[float, int]] = deque()
+    asked = deque([(fleet.env.now, len(fleet.of(pool, *PROVISIONED)))])  # recordInitialRecommendation
     pool.autoscaled = True
     while not fleet.over:
         yield fleet.env.timeout(spec.interval)
@@ -86,13 +87,12 @@ def _wanted(fleet: Fleet, pool: Pool, members: list[Member], spec: AutoscaleSpec
     ready = [m for m in members if m.state is State.READY]
     number = len(members)
     if ready:
-        ratio = _signal(fleet, pool, ready, spec) / spec.target
-        if spec.signal != "ttft":
-            ratio /= number
-        elif len(ready) < number:
-            ratio = min(ratio, 1.0)  # help is on its way
-        if abs(ratio - 1) > spec.tolerance:
-            number = math.ceil(number * ratio)
+        needed = _signal(fleet, pool, ready, spec) / spec.target
+        if spec.signal == "ttft":
+            ratio = needed if len(ready) == number else min(needed, 1.0)  # help may be on its way
+            needed = number * ratio
+        if abs(needed / number - 1) > spec.tolerance:
+            number = math.ceil(needed)
     return min(max(number, spec.min_replicas), spec.max_replicas)
 
 

@@ -58,12 +58,20 @@ class FailureSpec(BaseModel):
     """How often a request may start again."""
 
 
-def install_failures(fleet: Fleet, spec: FailureSpec) -> None:
-    """Let what *spec* says happen to *fleet*. Raises `ConfigurationError` for a pool that is not there."""
-    names = [pool.name for pool in fleet.pools]
+def install_failures(fleet: Fleet, spec: FailureSpec, *, may_grow: bool = True) -> None:
+    """Let what *spec* says happen to *fleet*. Raises `ConfigurationError` for what is not there.
+
+    *may_grow*: replicas may come beside those that are there at first (autoscaling, repair, a change of sides).
+    """
+    pools = {pool.name: pool for pool in fleet.pools}
     for fault in spec.events:
-        if fault.pool not in names:
-            raise ConfigurationError(f"failures: pool {fault.pool!r}: must be one of {', '.join(names)}")
+        if fault.pool not in pools:
+            raise ConfigurationError(f"failures: pool {fault.pool!r}: must be one of {', '.join(pools)}")
+        number = pools[fault.pool].replicas
+        if fault.replica >= number and not may_grow:
+            raise ConfigurationError(
+                f"failures: pool {fault.pool}: replica {fault.replica}: must be below {number}, the number of replicas"
+            )
         fleet.env.process(_happen(fleet, fault, spec))
     if spec.mtbf is not None:
         rng = np.random.default_rng([fleet.seed, 1])

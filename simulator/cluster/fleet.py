@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from simulator.cluster.admission import Admission, AdmissionSpec
 from simulator.cluster.handover import Handover, LinkSpec
 from simulator.cluster.pool import Member, Pool, State
 from simulator.cluster.roster import Roster
-from simulator.cluster.routers import make_router
+from simulator.cluster.routers import Router, make_router
 from simulator.injection import arrivals
 from simulator.results import FINISHED, IN_TRANSFER, LOST, REJECTED, WAITING
 from simulator.scheduling import Request
@@ -30,12 +31,15 @@ from simulator.workload import Trace
 
 __all__ = ["Fleet", "Lane"]
 
+STAGES = {"serve": ("serve", "prefill"), "decode": ("decode",)}
+"""Roles of the pools that a request may go to, on its way in and when its KV has travelled."""
+
 
 class Lane:
-    """Pools that a kind of request may go to, and those that wait at the router for one of their replicas."""
+    """Pools that some requests may go to, the router in front of them, and those that wait there."""
 
-    def __init__(self, pools: Sequence[Pool]) -> None:
-        self.pools = pools
+    def __init__(self, pools: Sequence[Pool], router: Router) -> None:
+        self.pools, self.router = pools, router
         self.queue: deque[Request] = deque()
         self.members: list[Member] = []
         """Those that can be sent requests now."""
@@ -80,11 +84,10 @@ class Fleet(Roster):
         self._classes: list[str | None] = list(iter(trace.slo_class))
         self._source = arrivals(trace, max_tokens)
         self._admission = Admission(admission) if admission is not None else None
-        self._routers = {
-            stage: make_router(router, trace, seed=seed + i, staleness=staleness, imbalance=imbalance)
-            for i, stage in enumerate(("serve", "decode"))
-        }
-        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._make_router = partial(make_router, router, trace, staleness=staleness, imbalance=imbalance)
+        self._lanes: dict[tuple[Pool, ...], Lane] = {}
+        codes = range(-1, len(trace.model.names))  # -1: no model is named
+        self._ways = {(stage, code): self._lane(stage, code) for stage in STAGES for code in codes}
         for pool in self.pools:
             for _ in range(pool.replicas):
                 self.start(pool, ready=True)
@@ -129,7 +132,7 @@ class Fleet(Roster):
         i, records = request.index, self.records
         records.arrival_time[i] = request.arrival_time
         records.input_length[i] = request.prompt_length
-        lane = self._lane("serve", i)
+        lane = self._way("serve", i)
         if not lane.pools:
             name = self._models[i]
             unnamed = "the request names no model, and the pools hold several"
@@ -147,19 +150,18 @@ class Fleet(Roster):
         assert self._admission is not None
         return self._admission.refuse(self, self._tenants[index], self._classes[index], self.env.now)
 
-    def _lane(self, stage: str, index: int) -> Lane:
-        code = int(self.trace.model.codes[index])
-        lane = self._lanes.get((stage, code))
-        if lane is None:
-            name = self._models[index]
-            roles = ("decode",) if stage == "decode" else ("serve", "prefill")
-            pools = [p for p in self.pools if p.role in roles and (p.serves is None or name in p.serves)]
-            lane = self._lanes[stage, code] = Lane(pools)
-            self._look_at(lane)
-        return lane
+    def _lane(self, stage: str, code: int) -> Lane:
+        """Where requests for the model *code* go: all that may go to the same pools share one queue and router."""
+        name = None if code < 0 else self.trace.model.names[code]
+        pools = tuple(
+            p for p in self.pools if p.role in STAGES[stage] and (p.serves is None or name in p.serves)
+        )
+        if pools not in self._lanes:
+            self._lanes[pools] = Lane(pools, self._make_router(seed=self.seed + len(self._lanes)))
+        return self._lanes[pools]
 
-    def _stage(self, lane: Lane) -> str:
-        return "decode" if lane.pools and lane.pools[0].role == "decode" else "serve"
+    def _way(self, stage: str, index: int) -> Lane:
+        return self._ways[stage, int(self.trace.model.codes[index])]
 
     def _send(self, request: Request, lane: Lane) -> None:
         """To a replica, or to the end of the router's queue."""
@@ -174,12 +176,11 @@ class Fleet(Roster):
     def _route(self, request: Request, lane: Lane) -> bool:
         if not lane.members:
             return False
-        router = self._routers[self._stage(lane)]
-        member = router.choose(request, lane.members, self.env.now)
+        member = lane.router.choose(request, lane.members, self.env.now)
         if member is None:
             return False
         member.take(request)
-        router.sent(request, member, self.env.now)
+        lane.router.sent(request, member, self.env.now)
         return True
 
     def _give_up(self, request: Request, lane: Lane, limit: float) -> Generator[simpy.Event, Any, None]:
@@ -240,7 +241,7 @@ class Fleet(Roster):
         self.records.status[request.index] = WAITING
         ready = self._again(request)
         ready.ready, ready.generated, ready.target = request.prompt_length, 1, request.prompt_length + 1
-        self._send(ready, self._lane("decode", request.index))
+        self._send(ready, self._way("decode", request.index))
         self.stop_if_idle(member)
 
     def busy(self, member: Member) -> bool:
@@ -262,8 +263,8 @@ class Fleet(Roster):
         member.outstanding.clear()
         if self.handover is not None:
             held += self.handover.give_up(member)
-        for router in self._routers.values():
-            router.forget(member)
+        for lane in self._lanes.values():
+            lane.router.forget(member)
         self.bury(member, repair)
         self.on_change()
         for request in held:
@@ -279,7 +280,7 @@ class Fleet(Roster):
         records.status[i] = WAITING
         records.output_length[i] = records.cached_tokens[i] = 0
         records.first_scheduled_time[i] = records.first_token_time[i] = records.finish_time[i] = math.nan
-        self._send(self._again(request), self._lane("serve", i))
+        self._send(self._again(request), self._way("serve", i))
 
     def on_change(self) -> None:
         for lane in self._lanes.values():

@@ -171,10 +171,7 @@ class PrefixAware(Router):
         return members[chosen]
 
     def sent(self, request: Request, member: Member, now: float) -> None:
-        path = _path(request)
-        if request.output_id is not None:
-            path.append((hash((path[-1][0] if path else 0, request.output_id)), 0))
-        self._news.append((member, path))
+        self._news.append((member, _path(request)))
 
     def forget(self, member: Member) -> None:
         super().forget(member)

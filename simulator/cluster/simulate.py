@@ -194,7 +194,8 @@ def _fleet(
         seed=seed,
         stepped=stepped,
     )
-    install_failures(fleet, failures)
+    scaled = spec.ratio is not None or any(p.spec.autoscale is not None for p in pools)
+    install_failures(fleet, failures, may_grow=scaled or failures.repair is not None)
     for p in pools:
         if p.spec.autoscale is not None:
             env.process(autoscale(fleet, p.pool, p.spec.autoscale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,28 @@ def test_a_pool_grows_with_its_queue_and_shrinks_again(run_fleet: Any, make_pool
     times, gpus = gpus_over_time(lines, fleet.env.now)
     assert gpus[0] == 1 and gpus.max() == 4 and gpus[-1] == 0
     assert float(np.sum(np.diff(times) * gpus[:-1])) == pytest.approx(seconds)
+
+
+def test_a_pool_keeps_what_it_began_with_for_the_delay(run_fleet: Any, make_pool: Any) -> None:
+    """Kubernetes notes the number at hand as the first recommendation (horizontal.go), so an idle start keeps it."""
+    trace = Trace.from_columns([0.0, 20.0], [8, 8], [4, 4])
+    pool = make_pool("pool", 3, steptime=Constant())
+    spec = AutoscaleSpec(signal="queue", target=5, max_replicas=4, interval=1.0, scale_down_delay=7.5)
+    fleet, _ = run_fleet(trace, [pool], lambda f: f.env.process(autoscale(f, pool, spec)))
+    stops = sorted(line.stop for line in bills(fleet.members, fleet.env.now) if line.stop == line.stop)
+    assert stops == [8.0, 8.0]
+
+
+def test_a_pool_grows_to_what_the_signal_asks_for_and_not_one_more(run_fleet: Any, make_pool: Any) -> None:
+    """Seven run, 29 wait, one may wait per replica: 29 replicas, though in floating point 7 (29 / 7) is more."""
+    assert math.ceil(7 * (29 / 7)) == 30
+    trace = Trace.from_columns([0.0] * 36, [8] * 36, [30] * 36)
+    pool = make_pool("pool", 7, {"max_num_seqs": 1}, steptime=Constant())
+    spec = AutoscaleSpec(signal="queue", target=1, max_replicas=100, interval=1.0)
+    fleet, _ = run_fleet(
+        trace, [pool], lambda f: f.env.process(autoscale(f, pool, spec)), router="central-queue"
+    )
+    assert len(fleet.members) == 29
 
 
 @pytest.mark.parametrize(("signal", "target"), [("kv", 0.2), ("ttft", 300.0)])

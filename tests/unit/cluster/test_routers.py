@@ -144,6 +144,25 @@ def test_a_central_queue_fills_places_and_no_more(run_fleet: Any, make_pool: Any
     assert np.all(np.diff(records.first_scheduled_time) >= 0)
 
 
+def test_each_models_pool_is_routed_by_itself(run_fleet: Any, make_pool: Any) -> None:
+    """Two models in turn: each pool's round robin goes over both of its replicas, and its old picture is its own."""
+    n = 200
+    trace = Trace.from_columns(0.02 * np.arange(n), [8] * n, [20] * n, model=["a", "b"] * (n // 2))
+    for router, staleness in (("least-outstanding", 0.1), ("round-robin", 0.0)):
+        pools = [make_pool(name, 2, serves=frozenset({name})) for name in "ab"]
+        where = spread(trace, run_fleet, pools, router=router, staleness=staleness)
+        counts = np.bincount(where, minlength=4)
+        assert counts.min() >= (n // 4 if router == "round-robin" else n // 8), f"{router}: {counts}"
+
+
+def test_a_central_queue_is_one_queue_for_all_models(run_fleet: Any, make_pool: Any) -> None:
+    names = ["a", "b"] * 15
+    trace = Trace.from_columns(0.001 * np.arange(30), [8] * 30, [20] * 30, model=names)
+    pool = make_pool("pool", 1, serves=frozenset("ab"))
+    _, records = run_fleet(trace, [pool], router="central-queue")
+    assert np.all(np.diff(records.first_scheduled_time) >= 0)
+
+
 def test_unknown_routers_and_staleness_are_named(run_fleet: Any, make_pool: Any) -> None:
     trace = Trace.from_columns([0.0], [8], [4])
     with pytest.raises(SimError, match="did you mean 'least-kv'"):

@@ -73,6 +73,8 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None
         ({"pools": {"p": {**H100, "role": "prefill"},
                     "d": {"deployment": {"system": "tgi"}, "role": "decode"}}, "transfer": {"bandwidth": 1e9}},
          "system tgi cannot admit a request that brings its KV"),
+        ({"pools": {"p": H100}, "failures": {"events": [{"kind": "cut", "pool": "p", "replica": 1, "at": 1}]}},
+         "replica 1: must be below 1, the number of replicas"),
         ({"pools": {"p": H100}, "failures": {"events": [{"kind": "death", "pool": "q", "at": 1}]}}, "must be one of p"),
         ({"pools": {"a": {"deployment": {"default_max_tokens": 5}}, "b": {"deployment": {"default_max_tokens": 9}}}},
          "default_max_tokens: must be the same in all pools, not a 5, b 9"),
