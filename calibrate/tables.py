@@ -32,6 +32,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "elementwise": ("moved",),
     "kv_write": ("moved",),
     "sampling": ("moved",),
+    "swap_out": ("moved", "copies"),
+    "swap_in": ("moved", "copies"),
+    "block_copy": ("moved", "copies"),
 }
 """Shape columns of every family, in the order in which its law takes them."""
 
@@ -193,8 +196,17 @@ def _streams(raw: pd.DataFrame, path: Path) -> Frames:
     return _by_operation(frame, raw["op"].map(lambda name: name if name in own else "elementwise"))
 
 
-def _shown_only(raw: pd.DataFrame, path: Path) -> Frames:
-    """Blocks moved and steps launched: for the report; no law takes them."""
+def _moves(raw: pd.DataFrame, path: Path) -> Frames:
+    """Blocks swapped and copied; a copy on the device reads and writes."""
+    times = np.where(raw["op"] == "block_copy", 2.0, 1.0)
+    moved: pd.Series[float] = _numbers(raw, "bytes", path) * times
+    frame = _frame(raw, path, None, moved=moved, copies=_numbers(raw, "copies", path))
+    frame["variant"] = np.where(raw["pattern"] == "gathered", "gathered", "")
+    return _by_operation(frame, raw["op"])
+
+
+def _launches(raw: pd.DataFrame, path: Path) -> Frames:
+    """Steps launched eagerly and as a graph: for the report; no law takes them."""
     return {}
 
 
@@ -212,8 +224,8 @@ LAYOUTS: tuple[tuple[set[str], Reader], ...] = (
     ({"gpu", "dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "latency_us"}, _moe),
     ({"gpu", "impl", "op", "num_gpus", "bytes", "latency_us"}, _collectives),
     ({"gpu", "op", "tokens", "bytes", "latency_us"}, _streams),
-    ({"gpu", "op", "pattern", "blocks", "bytes", "latency_us"}, _shown_only),
-    ({"gpu", "launch", "num_seqs", "context", "latency_us"}, _shown_only),
+    ({"gpu", "op", "pattern", "copies", "bytes", "latency_us"}, _moves),
+    ({"gpu", "launch", "num_seqs", "context", "latency_us"}, _launches),
     ({"gpu", "dtype", "m", "n", "k", "latency_us"}, _gemm),
 )
 """Columns that a layout needs, and its reader; the first that fits is taken."""

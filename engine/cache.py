@@ -67,15 +67,15 @@ class KVCache:
         for keys, values in self.layers:
             self.kernels.copy_blocks(keys, values, source, target)
 
-    def swap_out(self, pairs: Pairs) -> None:
-        """Copy blocks ``(device, host)`` to the host."""
+    def swap_out(self, pairs: Pairs, coalesced: bool = True) -> None:
+        """Copy blocks ``(device, host)`` to the host; *coalesced*: those of a layer at once."""
         if pairs:
-            self.kernels.swap_out(*self._sides(), list(pairs))
+            self.kernels.swap_out(*self._sides(), list(pairs), coalesced)
 
-    def swap_in(self, pairs: Pairs) -> None:
+    def swap_in(self, pairs: Pairs, coalesced: bool = True) -> None:
         """Copy blocks ``(host, device)`` back."""
         if pairs:
-            self.kernels.swap_in(*self._sides(), list(pairs))
+            self.kernels.swap_in(*self._sides(), list(pairs), coalesced)
 
     def _sides(self) -> tuple[list[Tensor], list[Tensor]]:
         if self.host is None:

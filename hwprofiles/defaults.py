@@ -28,6 +28,11 @@ PEER = "aiconfigurator's element-wise rule, bytes / (0.8 W) + 3 us"
 MID = "mid-field of the measured devices"
 RING = "ring over the datasheet link at 0.8 of its rate"
 SAMPLER = "logits read five times in fp32 by sort-free kernels, assumed"
+PINNED = (
+    "0.8 of the datasheet's PCIe rate between pinned host memory and the device, no cost of a call, assumed"
+)
+COPIED = "0.8 of the memory's rate, no cost of a call, assumed"
+STREAMED = {"t0": 0.0, "call": 0.0, "eb": 0.8}
 SHARES = {"eb_2": 0.8, "eb_4": 0.8, "eb_8": 0.8, "p": 1.0}
 NCCL = {"t0_2": 7e-6, "t0_4": 1.1e-5, "t0_8": 1.8e-5, **SHARES}
 CUSTOM = {"t0_2": 4.5e-6, "t0_4": 5e-6, "t0_8": 6e-6, **SHARES}
@@ -60,6 +65,12 @@ DEFAULT_LAWS: tuple[Law, ...] = (
     default_law("all_gather", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
     default_law("reduce_scatter", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
     default_law("all_to_all", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
+    *(
+        default_law(family, "bf16", "copies", PINNED, 0.3, STREAMED, variant)
+        for family in ("swap_out", "swap_in")
+        for variant in ("", "gathered")
+    ),
+    default_law("block_copy", "bf16", "copies", COPIED, 0.3, STREAMED),
 )
 
 WEIGHT_ONLY = ("int8_wo", "int4_wo", "bf16")

@@ -38,6 +38,9 @@ Family = Literal[
     "elementwise",
     "sampling",
     "kv_write",
+    "swap_out",
+    "swap_in",
+    "block_copy",
 ]
 
 SourceKind = Literal["measured", "fitted", "scaled", "datasheet", "default"]
@@ -121,7 +124,7 @@ class Law(Record):
     family: Family
     dtype: str
     variant: str = ""
-    """Implementation where several are modelled, e.g. ``nccl`` or ``custom`` for an all-reduce."""
+    """Implementation where several are modelled: ``nccl`` or ``custom`` for an all-reduce, ``gathered`` for a swap."""
     form: str
     coefficients: dict[str, float]
     standard_errors: dict[str, NotNegative] = {}

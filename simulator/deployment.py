@@ -191,7 +191,9 @@ class Deployment(Techniques):
             budget=budget,
             steptime=self._steptime(offload, plan, _micro_batch(system, parallelism, limits), parts),
             speculation=plan,
-            equipment=Equipment.of(self, model, profile, parallelism, kernels, budget),
+            equipment=Equipment.of(
+                self, model, profile, parallelism, kernels, budget, system, system.swap_space(limits)
+            ),
             chosen=chosen,
             warnings=warnings,
         )
@@ -466,6 +468,7 @@ class Resolved:
             f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
             f"host costs: {traits.status}; {traits.source}",
             cache,
+            *filter(None, [self.equipment.swap]),
             *offload,
             *([] if self.speculation is None else self.speculation.provenance),
             *self.deployment.switched(),

@@ -149,6 +149,7 @@ class Replica:
                     or batch.blocks_swapped_in
                     or batch.adapters_loaded
                     or batch.blocks_swapped_out
+                    or batch.blocks_copied
                 )
             ):
                 seconds = step_seconds(

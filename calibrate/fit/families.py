@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from calibrate.tables import COLUMNS
 from simulator.steptime.law_form import OperatorLaw
 from simulator.steptime.law_moe import touched_experts
+from simulator.steptime.law_move import MOVES
 
 __all__ = ["FAMILIES", "Axis", "Family", "argument_names", "arguments", "predict_rows"]
 
@@ -35,6 +36,7 @@ class Family:
     start: Mapping[str, float]
     """Coefficients with the values the search starts from and is weakly drawn to."""
     axes: tuple[Axis, ...]
+    """Of the correction; a family without any is never corrected."""
     shape: tuple[str, ...]
     """Columns that make a shape: all rows of a shape are held out together."""
     choices: tuple[Mapping[str, float], ...] = ({},)
@@ -77,6 +79,13 @@ STREAM = Family(
     start={"t0": 3e-6, "eb": 0.8},
     axes=(Axis("moved", 8, 0.05),),
     shape=("moved",),
+)
+
+MOVE = Family(
+    form="copies",
+    start={"t0": 1e-5, "call": 2e-6, "eb": 0.8},
+    axes=(),
+    shape=("moved", "copies"),
 )
 
 SKEW = 0.04
@@ -141,6 +150,7 @@ FAMILIES: dict[str, Family] = {
     "elementwise": STREAM,
     "kv_write": STREAM,
     "sampling": Family("stream", {"t0": 4e-5, "eb": 0.6}, STREAM.axes, STREAM.shape, fixed={"passes": 1.0}),
+    **dict.fromkeys(MOVES, MOVE),
 }
 
 
@@ -151,6 +161,8 @@ def searched(family: str, frame: pd.DataFrame) -> tuple[Mapping[str, float], Map
         imbalance = frame["num_seqs"] * frame["max_context"] / frame["sum_context"]
         if (imbalance > SKEWED).any():
             return {**spec.start, **spec.fixed}, {}
+    if family in MOVES and frame["copies"].nunique() == 1:  # beginning is not told from calling
+        return {name: value for name, value in spec.start.items() if name != "t0"}, {"t0": 0.0}
     return spec.start, spec.fixed
 
 

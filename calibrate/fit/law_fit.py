@@ -135,7 +135,7 @@ class LawFit:
     def _fit_once(self, frame: pd.DataFrame, choice: Mapping[str, float]) -> tuple[SmoothLaw, Surface | None]:
         smooth = SmoothLaw(self.family, self.profile, self.dtype, choice)
         smooth.fit(frame, shape_numbers(self.family, frame, self.shape))
-        if len(frame) < self.least_rows:
+        if len(frame) < self.least_rows or not FAMILIES[self.family].axes:
             return smooth, None
         logs = np.log(frame["seconds"].to_numpy(float) / smooth.predict(frame))
         surface = Surface(FAMILIES[self.family].axes)

@@ -40,7 +40,8 @@ __all__ = ["RawFit", "fit_raw", "host_traits", "predicted_steps", "read_frames",
 
 HEADROOM = 1.25
 LEAST_STREAM = 6
-"""Rows for a law of two coefficients; others need `LEAST_ROWS`."""
+"""Rows for a law of two or three coefficients; others need `LEAST_ROWS`."""
+FEW_COEFFICIENTS = ("stream", "copies")
 LEAST_SURFACE = 30
 """Rows from which a law is corrected: they are of the one model that the profile will be used for."""
 STANDS_FOR = {"float32": "bf16"}
@@ -68,7 +69,7 @@ def fit_raw(raw: Path, out: Path, model: str | None = None) -> RawFit:
     folder = RawFolder(raw)
     meta, frames = folder.meta(), read_frames(raw)
     base = _device(meta, frames, out.stem)
-    laws = [_law(base, family, str(dtype), rows, meta) for family, dtype, rows in _groups(frames)]
+    laws = [_law(base, *key, rows, meta) for key, rows in _groups(frames)]
     if not laws:
         raise InputError(raw, f"holds no table of at least {LEAST_ROWS} rows: measure with a larger --budget")
     version = parse_profile(out).version + 1 if out.exists() else 1
@@ -99,16 +100,20 @@ def read_frames(raw: Path) -> Frames:
     return frames
 
 
-def _groups(frames: Frames) -> Iterable[tuple[str, str, pd.DataFrame]]:
+def _groups(frames: Frames) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """The rows of each (family, dtype, variant) that are enough for a law."""
     for family, frame in frames.items():
-        for dtype, rows in frame.groupby("dtype", sort=True):
-            if len(rows) >= (LEAST_STREAM if FAMILIES[family].form == "stream" else LEAST_ROWS):
-                yield family, str(dtype), rows
+        least = LEAST_STREAM if FAMILIES[family].form in FEW_COEFFICIENTS else LEAST_ROWS
+        for (dtype, variant), rows in frame.groupby(["dtype", "variant"], sort=True):
+            if len(rows) >= least:
+                yield (family, str(dtype), str(variant)), rows
 
 
-def _law(base: HardwareProfile, family: str, dtype: str, rows: pd.DataFrame, meta: dict[str, Any]) -> Law:
+def _law(
+    base: HardwareProfile, family: str, dtype: str, variant: str, rows: pd.DataFrame, meta: dict[str, Any]
+) -> Law:
     text = f"bundled engine on {meta['device']}, {meta['model']} in {meta['dtype']}: {len(rows)} shots"
-    fit = LawFit(family, base, dtype, shape=COLUMNS[family], least_rows=LEAST_SURFACE).fit(rows)
+    fit = LawFit(family, base, dtype, variant, shape=COLUMNS[family], least_rows=LEAST_SURFACE).fit(rows)
     return fit.law(Source(kind="measured", text=text, date=meta["date"]))
 
 
@@ -163,18 +168,20 @@ def _measured_datasheet(meta: dict[str, Any], frames: Frames) -> Datasheet:
             rate = max(rate, float((frames[family]["moved"] / frames[family]["seconds"]).max()))
     if "decode_attention" in frames:
         rate = max(rate, _best_kv_rate(frames["decode_attention"]))
+    swaps = [frames[family] for family in ("swap_out", "swap_in") if family in frames]
+    host_link = max((float((frame["moved"] / frame["seconds"]).max()) for frame in swaps), default=rate)
     peak = HEADROOM * flops
     return Datasheet(
         peak_flops={"bf16": peak, "fp16": peak},
         memory_bytes=float(meta["memory_bytes"]),
         memory_bandwidth=HEADROOM * rate,
-        pcie_bandwidth=HEADROOM * rate,
+        pcie_bandwidth=HEADROOM * host_link,
         tdp_watts=1.0,
         num_sms=int(meta["units"]),
         l2_bytes=float(meta.get("l2_bytes", 1.0)),
         source=f"no datasheet: {HEADROOM} times the best rates measured on {meta['device']}",
         confidence="measured",
-        notes=["tdp_watts: not known", "pcie_bandwidth: that of memory"],
+        notes=["tdp_watts: not known", *([] if swaps else ["pcie_bandwidth: that of memory"])],
     )
 
 

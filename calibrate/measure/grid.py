@@ -85,7 +85,7 @@ def edges(most: int) -> Iterator[tuple[int, int]]:
                 seen.add(count)
                 yield count, level
         power *= 2
-    if most not in seen:
+    if most > 0 and most not in seen:
         yield most, 0
 
 
@@ -185,16 +185,21 @@ def _moe(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
 
 
 def _moves(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
-    """Blocks copied on the device, and swapped to the host and back: scattered, and as one run."""
-    device = limits.num_tokens // 16
+    """Blocks copied on the device, and swapped to the host and back: one by one, gathered, and as one run.
+
+    A piece is a block of a layer's K or V: moved one by one each is a copy of its own, else a layer's are one.
+    """
+    device, pieces = limits.num_tokens // 16, 2 * config.num_layers
     for op in ("block_copy", "swap_out", "swap_in"):
         room = device // 2 if op == "block_copy" else min(limits.host_blocks, device)
         for blocks, level in edges(min(room, MOST_BLOCKS)):
             if level:
                 continue
-            for pattern in ("scattered", "run", *(("coalesced",) if op != "block_copy" else ())):
+            for pattern in COPY_PATTERNS if op == "block_copy" else SWAP_PATTERNS:
                 size = blocks * limits.block_bytes
-                shape = (("op", op), ("pattern", pattern), ("blocks", blocks), ("bytes", size))
+                copies = pieces * blocks if pattern == "each" else pieces
+                amount = (("blocks", blocks), ("copies", copies), ("bytes", size))
+                shape = (("op", op), ("pattern", pattern), *amount)
                 yield Shot("moves", shape, 1, bytes=(40.0 if op != "block_copy" else 2.0) * size)
 
 
@@ -210,6 +215,8 @@ def _launches(config: DecoderConfig, limits: Limits) -> Iterator[Shot]:
 
 
 MOST_BLOCKS = 256
+COPY_PATTERNS = ("scattered", "run")
+SWAP_PATTERNS = ("each", "gathered", "coalesced")
 
 
 def _heads(config: DecoderConfig) -> tuple[tuple[str, int], ...]:

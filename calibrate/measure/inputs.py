@@ -53,6 +53,6 @@ class Inputs:
 
     def order(self, count: int, pattern: str) -> list[int]:
         """Blocks in random order, or one after the other."""
-        if pattern != "scattered":
+        if pattern in ("run", "coalesced"):
             return list(range(count))
         return [int(block) for block in np.random.default_rng(self.seed).permutation(count)]

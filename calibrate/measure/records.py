@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "tp", "ep", "distribution"),
     ),
     "streams": (("gpu", "src"), ("op", "tokens", "bytes")),
-    "moves": (("gpu", "src"), ("op", "pattern", "blocks", "bytes")),
+    "moves": (("gpu", "src"), ("op", "pattern", "blocks", "copies", "bytes")),
     "launches": (("gpu", "src"), ("launch", "num_seqs", "context")),
 }
 """What is the same in all rows of a table, and what makes a shape."""

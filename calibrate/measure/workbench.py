@@ -259,9 +259,10 @@ class Workbench:
             return
         pairs = list(zip(device[:count], host[:count]))
         if op == "swap_out":
-            yield partial(self.cache.swap_out, pairs)
+            yield partial(self.cache.swap_out, pairs, coalesced=pattern == "gathered")
         else:
-            yield partial(self.cache.swap_in, [(there, here) for here, there in pairs])
+            back = [(there, here) for here, there in pairs]
+            yield partial(self.cache.swap_in, back, coalesced=pattern == "gathered")
 
     def _launch(self, shot: Shot, copies: int) -> Iterator[Call]:
         """A decode step of equal contexts."""

@@ -61,10 +61,10 @@ def with_predictions(frames: Frames, profile: HardwareProfile) -> Frames:
     laws, found = LawSet.from_profile(profile), {}
     for family, frame in frames.items():
         parts = []
-        for dtype, rows in frame.groupby("dtype"):
-            law = profile.law(family, str(dtype))
+        for (dtype, variant), rows in frame.groupby(["dtype", "variant"]):
+            law = profile.law(family, str(dtype), str(variant))
             if law is not None and law.source.kind in ("measured", "fitted"):
-                parts.append(rows.assign(fitted=predict_rows(laws.bound(family, str(dtype)), family, rows)))
+                parts.append(rows.assign(fitted=predict_rows(laws.bound(*law.key), family, rows)))
         if parts:
             found[family] = pd.concat(parts, ignore_index=True)
     return found
@@ -163,7 +163,7 @@ def outside(profile: HardwareProfile, folder: RawFolder, frames: Frames) -> list
 
 
 def moves_section(raw: Path) -> str:
-    """Blocks copied and swapped: time and rate by pattern; scattered blocks are moved one by one."""
+    """Blocks copied and swapped: time and rate by pattern."""
     frame = _table_of(raw, "moves")
     if not len(frame):
         return ""
@@ -173,7 +173,10 @@ def moves_section(raw: Path) -> str:
     wide = shown.pivot_table(index="place", columns="blocks", values="cell", aggfunc="first").fillna("")
     shown_counts = [count for count in SHOWN_BLOCKS if (frame["blocks"] == count).any()]
     wide = wide[shown_counts].rename(columns="{} blocks".format)
-    note = "All layers of a block. Scattered blocks are moved one by one, coalesced ones in one copy."
+    note = (
+        "All layers of a block. Each: a copy call for every block of every layer, for K and for V. Gathered: a layer's "
+        "blocks collected on the device, one copy, as the engine does. Coalesced: blocks that lie in a row, one copy."
+    )
     return section("Blocks moved", table(wide.reset_index(names="")), note)
 
 

@@ -99,6 +99,11 @@ class AttentionSpec:
         return self.latent.cached if self.latent else 2 * self.num_kv_heads * self.head_dim
 
     @property
+    def kv_pieces(self) -> int:
+        """Tensors that a layer's cache is: K and V, or the latent vector."""
+        return 1 if self.latent else 2
+
+    @property
     def prefill_heads(self) -> tuple[int, int, float]:
         """(query heads, KV heads, head dimension) that the prefill kernel sees.
 

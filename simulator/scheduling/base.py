@@ -26,6 +26,7 @@ from typing import ClassVar
 from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import ConfigurationError
 from simulator.scheduling.decoding import DecodeSet
+from simulator.scheduling.moves import FREE, BlockMoves
 from simulator.scheduling.request import Request
 
 __all__ = ["Batch", "Scheduler", "Wait"]
@@ -143,8 +144,8 @@ class Scheduler(ABC):
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     delivery = "step"
     """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
-    block_transfer_s = 0.0
-    """Seconds that a KV block takes between device and host memory; a deployment knows it."""
+    moves: BlockMoves = FREE
+    """What moving KV blocks costs; a deployment knows it."""
     takes_kv: ClassVar[bool] = False
     """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
     keeps_kv: ClassVar[bool] = False
@@ -189,8 +190,13 @@ class Scheduler(ABC):
         return 1
 
     def transfer_seconds(self, batch: Batch) -> float:
-        """Seconds that *batch* waits for what comes from host memory or goes there."""
-        return (batch.blocks_swapped_in + batch.blocks_swapped_out) * self.block_transfer_s
+        """Seconds that *batch* waits for blocks that come from host memory, go there or are copied."""
+        moves = self.moves
+        return (
+            moves.swap_in.seconds(batch.blocks_swapped_in)
+            + moves.swap_out.seconds(batch.blocks_swapped_out)
+            + moves.copy.seconds(batch.blocks_copied)
+        )
 
     def transfers(self) -> dict[str, int]:
         """What came from host memory, counted: ``kv_blocks``, ``adapters``; empty for a policy without either."""

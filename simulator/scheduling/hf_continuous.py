@@ -534,5 +534,6 @@ SYSTEMS = (
         memory="hf",
         traits="hf",
         capacity="num_blocks",
+        swap="gathered",  # offloading_manager.py: index_select, then one copy
     ),
 )

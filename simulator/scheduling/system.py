@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.errors import ConfigurationError, UnknownNameError
 from simulator.scheduling.base import Scheduler
@@ -89,6 +89,8 @@ class System:
     """The system whose decisions and costs this one shares, where it is only another name for them."""
     offload: Callable[[ModelSpec, Precision, Mapping[str, Any]], Offload | None] | None = None
     """What is not on the GPU, for a model, its formats and the options; None: everything is."""
+    swap: Literal["", "gathered"] = ""
+    """How blocks cross the host link: each in a copy of its own, or gathered on the device first."""
     techniques: frozenset[str] = frozenset()
     """What it has besides: ``lora`` and ``kv_offloading`` (in *extended*), ``context_parallel``, ``pipeline`` (as many
     micro-batches in flight as there are stages)."""
@@ -129,6 +131,12 @@ class System:
         inner = {"self", "explicit", "track_ids", *self.fixed}
         policy = (name for name in inspect.signature(self.policy_class).parameters if name not in inner)
         return (*policy, *self.offload_options)
+
+    def swap_space(self, options: Mapping[str, Any]) -> int:
+        """Blocks of host memory to swap to with *options*; 0 for a policy that never swaps."""
+        known = inspect.signature(self.policy_class).parameters
+        own = known["num_cpu_blocks"].default if "num_cpu_blocks" in known else 0
+        return int(options.get("num_cpu_blocks", own))
 
     def scheduler(self, *, drafting: Drafting | None = None, **options: Any) -> Scheduler:
         """A policy object. Raises `ConfigurationError` for an option the system does not have."""

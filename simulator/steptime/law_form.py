@@ -55,7 +55,7 @@ class Device:
     bandwidth: float
     """Memory, B/s."""
     link: float
-    """GPU to GPU, one direction, B/s."""
+    """What the law's bytes cross, one direction, B/s: GPU to GPU, PCIe for a swap, memory for a copy on the device."""
     num_sms: int
 
 

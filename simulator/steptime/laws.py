@@ -24,6 +24,7 @@ from simulator.steptime.law_form import Device, Grid, Number, OperatorLaw
 from simulator.steptime.law_gemm import GemmLaw
 from simulator.steptime.law_memory import StreamLaw
 from simulator.steptime.law_moe import MoeLaw, touched_experts
+from simulator.steptime.law_move import MoveLaw
 from simulator.steptime.law_prefill import PrefillLaw
 
 __all__ = ["FAMILY_LAWS", "LawSet", "bind", "law_device"]
@@ -42,6 +43,9 @@ FAMILY_LAWS: dict[str, type[OperatorLaw]] = {
     "elementwise": StreamLaw,
     "kv_write": StreamLaw,
     "sampling": StreamLaw,
+    "swap_out": MoveLaw,
+    "swap_in": MoveLaw,
+    "block_copy": MoveLaw,
 }
 
 PEAK_FALLBACK = {"fp4": "bf16", "fp8": "bf16", "int8": "bf16", "bf16": "fp16", "fp16": "bf16"}
@@ -63,10 +67,15 @@ def law_device(profile: HardwareProfile, family: str, dtype: str) -> Device:
     """The datasheet as a law of *family* and *dtype* sees it; attention multiplies in bf16 whatever the
     cache."""
     compute = dtype if family in ("gemm", "moe") else "bf16"
+    crossed = {
+        "swap_out": profile.pcie_bandwidth,
+        "swap_in": profile.pcie_bandwidth,
+        "block_copy": profile.memory_bandwidth,
+    }
     return Device(
         peak=peak_flops(profile, compute),
         bandwidth=profile.memory_bandwidth,
-        link=profile.link_bandwidth,
+        link=crossed.get(family, profile.link_bandwidth),
         num_sms=profile.num_sms,
     )
 
@@ -218,6 +227,12 @@ class LawSet:
         """Softmax, filter and draw over *rows* rows of *vocab* fp32 logits."""
         law = self.bound("sampling", "fp32")
         return law(4.0 * law.coefficients["passes"] * rows * vocab)
+
+    def move(self, op: str, moved: Number, copies: Number, variant: str = "") -> Number:
+        """``swap_out``, ``swap_in`` or ``block_copy`` of *moved* bytes in *copies* pieces; *variant* ``gathered``:
+        collected on the device first. A copy on the device reads and writes: twice the bytes of the blocks.
+        """
+        return self.bound(op, "bf16", variant)(moved, copies)
 
     def law(self, family: str, dtype: str, variant: str = "") -> Law:
         """The law in use, with source, range and held-out error; `ConfigurationError` if there is none."""

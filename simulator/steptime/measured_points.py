@@ -24,6 +24,9 @@ SIZE = {
     "all_gather": ("message", "bytes"),
     "reduce_scatter": ("message", "bytes"),
     "all_to_all": ("message", "bytes"),
+    "swap_out": ("moved", "bytes"),
+    "swap_in": ("moved", "bytes"),
+    "block_copy": ("moved", "bytes"),
 }
 """What a measurement of each family is drawn over: an argument of its law, and in words."""
 

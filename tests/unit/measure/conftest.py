@@ -36,7 +36,7 @@ TINY = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
-PEAK, BANDWIDTH = 2e11, 2e10
+PEAK, BANDWIDTH, PCIE = 2e11, 2e10, 5e9
 SOURCE = Source(kind="measured", text="known")
 KNOWN: dict[str, tuple[str, str, dict[str, float]]] = {
     "gemm": (
@@ -66,8 +66,20 @@ KNOWN: dict[str, tuple[str, str, dict[str, float]]] = {
     "elementwise": ("bf16", "stream", {"t0": 5e-6, "eb": 0.5}),
     "kv_write": ("bf16", "stream", {"t0": 8e-6, "eb": 0.3}),
     "sampling": ("fp32", "stream", {"t0": 2e-5, "eb": 0.4, "passes": 1.0}),
+    "swap_out": ("bf16", "copies", {"t0": 4e-5, "call": 3e-6, "eb": 0.7}),
+    "swap_in": ("bf16", "copies", {"t0": 3e-5, "call": 2e-6, "eb": 0.6}),
+    "block_copy": ("bf16", "copies", {"t0": 0.0, "call": 4e-6, "eb": 0.5}),
 }
-LIMITS = Limits(max_num_seqs=32, max_num_batched_tokens=512, max_model_len=1024, num_tokens=65536)
+GATHERED = {"t0": 0.0, "call": 2e-5, "eb": 0.5}
+"""A swap whose blocks are collected first."""
+LIMITS = Limits(
+    max_num_seqs=32,
+    max_num_batched_tokens=512,
+    max_model_len=1024,
+    num_tokens=65536,
+    host_blocks=256,
+    block_bytes=65536,
+)
 HOST = {"per_step_s": 8e-4, "per_seq_s": 3e-5, "per_new_token_s": 4e-6}
 
 
@@ -86,11 +98,15 @@ def known_profile() -> HardwareProfile:
         Law(family=family, dtype=dtype, form=form, coefficients=numbers, source=SOURCE)  # type: ignore[arg-type]
         for family, (dtype, form, numbers) in KNOWN.items()
     ]
+    laws += [
+        Law(family=op, dtype="bf16", variant="gathered", form="copies", coefficients=GATHERED, source=SOURCE)  # type: ignore[arg-type]
+        for op in ("swap_out", "swap_in")
+    ]
     sheet = Datasheet(
         peak_flops={"bf16": PEAK, "fp16": PEAK},
         memory_bytes=2.4e10,
         memory_bandwidth=BANDWIDTH,
-        pcie_bandwidth=BANDWIDTH,
+        pcie_bandwidth=PCIE,
         tdp_watts=1.0,
         num_sms=1,
         l2_bytes=1.0,
@@ -153,8 +169,9 @@ class KnownBench:
         return float(self.laws.bound(*own.get(shot["op"], ("elementwise", "bf16")))(shot["bytes"]))
 
     def _moves(self, shot: Shot) -> float:
-        """5 µs a block, 20 µs to begin with."""
-        return 2e-5 + 5e-6 * float(shot["blocks"])
+        moved = shot["bytes"] * (2 if shot["op"] == "block_copy" else 1)
+        variant = "gathered" if shot["pattern"] == "gathered" else ""
+        return float(self.laws.move(shot["op"], moved, shot["copies"], variant))
 
     def _round(self, number: int) -> list[dict[str, Any]]:
         rng, rows = np.random.default_rng(number), []

@@ -25,7 +25,7 @@ from simulator.errors import ConfigurationError
 from .conftest import LIMITS, TINY, KnownBench, known_meta, make_campaign
 
 CONFIG = DecoderConfig.from_mapping(TINY)
-FEW = Limits(max_num_seqs=4, max_num_batched_tokens=32, max_model_len=128, num_tokens=1024)
+FEW = Limits(max_num_seqs=4, max_num_batched_tokens=32, max_model_len=128, num_tokens=1024, block_bytes=4096)
 CEILINGS = {"copy_bytes_per_s": 1e10, "gemm_flops_per_s": 1e11}
 FOREVER = float("inf")
 
@@ -55,9 +55,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_model: Path)
     assert {shot.key for shot in bench.taken} == {shot.key for shot in shots} - done
     assert folder.open(known_meta(tiny_model)) == {shot.key for shot in shots}
     fitted = sum(len(frame) for frame in read_folder(tmp_path).values())
-    assert fitted == sum(shot.table not in ("steps", "moves") for shot in shots)
-    moves = (tmp_path / "moves.csv").read_text().splitlines()
-    assert len(moves) - 1 == sum(shot.table == "moves" for shot in shots) > 3
+    assert fitted == sum(shot.table != "steps" for shot in shots)
 
 
 def test_a_shot_that_fails_does_not_lose_the_others(tmp_path: Path, tiny_model: Path) -> None:
@@ -94,9 +92,18 @@ def test_what_is_measured_covers_every_operator_of_a_step() -> None:
     with_all = replace(LIMITS, host_blocks=64, block_bytes=4096, graph_sizes=(1, 2, 4, 8, 16, 24, 32))
     shots = operator_shots(CONFIG, with_all)
     moves = {(shot["op"], shot["pattern"]) for shot in shots if shot.table == "moves"}
-    assert {("swap_out", "scattered"), ("swap_in", "coalesced"), ("block_copy", "scattered")} <= moves
+    assert {
+        ("swap_out", "each"),
+        ("swap_in", "gathered"),
+        ("swap_in", "coalesced"),
+        ("block_copy", "run"),
+    } <= moves
     launches = {(shot["launch"], shot["num_seqs"]) for shot in shots if shot.table == "launches"}
     assert {("eager", 1), ("graph", 1), ("eager", 32), ("graph", 32)} <= launches
+    of_64 = [
+        shot for shot in shots if shot.table == "moves" and (shot["op"], shot["blocks"]) == ("swap_in", 64)
+    ]
+    assert {shot["pattern"]: shot["copies"] for shot in of_64} == {"each": 512, "gathered": 8, "coalesced": 8}
     assert not [shot for shot in operator_shots(CONFIG, LIMITS) if shot.table in ("launches", "moe")]
     moe = DecoderConfig.from_mapping({**TINY, "model_type": "mixtral", "num_local_experts": 4})
     experts = [shot for shot in operator_shots(moe, LIMITS) if shot.table == "moe"]

@@ -34,7 +34,8 @@ def prompts(ids: list[int], length: int = 160, gap: float = 5.0) -> Trace:
 def test_the_host_tier_is_counted_in_blocks_of_all_ranks() -> None:
     one, two = (resolve(kv_offloading_size=10.0, tensor_parallel_size=tp) for tp in (1, 2))
     assert one.equipment.host_blocks == two.equipment.host_blocks == 10 * 2**30 // BLOCK
-    assert one.equipment.block_transfer_s == BLOCK / (0.8 * 63e9) == 2 * two.equipment.block_transfer_s
+    links = [resolved.equipment.moves.swap_in.block_s for resolved in (one, two)]
+    assert links == [BLOCK / (0.8 * 63e9), BLOCK / (0.8 * 63e9) / 2]
 
 
 def test_what_left_the_gpu_is_loaded_instead_of_computed() -> None:
@@ -53,7 +54,7 @@ def test_what_left_the_gpu_is_loaded_instead_of_computed() -> None:
     assert with_tier.records.cached_tokens.tolist() == [0, 0, 160, 160]
     assert with_tier.transfers == {"kv_blocks": 2 * (10 - 3)}
     again = with_tier.records.first_token_time - with_tier.records.arrival_time
-    steps, link = with_tier.resolved.steptime, with_tier.resolved.equipment.block_transfer_s
+    steps, link = with_tier.resolved.steptime, with_tier.resolved.equipment.moves.swap_in.block_s
     assert again[2] == pytest.approx(steps.seconds(0, 0, [(1, 160)]) + 7 * link, rel=1e-9)
 
 
@@ -135,7 +136,9 @@ def test_swapping_costs_the_link_and_recomputing_the_device() -> None:
     )
     assert swap.summary["preemptions"] > 0 < recompute.summary["preemptions"]
     assert recompute.series[0].sum("prefill_tokens") > 1.2 * swap.series[0].sum("prefill_tokens")
-    moved = swap.summary["preemptions"] * 2 * 600 / 16 * swap.resolved.equipment.block_transfer_s  # at most
+    moved = (
+        swap.summary["preemptions"] * 2 * 600 / 16 * swap.resolved.equipment.moves.swap_in.block_s
+    )  # at most
     assert 0 < swap.series[0].sum("duration_s") < recompute.series[0].sum("duration_s") + moved
 
 
