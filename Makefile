@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PACKAGES := simulator hwprofiles calibrate engine app
 
-.PHONY: demo test lint types unit clean gpu gpu-bench gpu-calibrate gpu-validate
+.PHONY: demo test lint types browser unit clean gpu gpu-bench gpu-calibrate gpu-validate
 
 demo: $(VENV)/.run
 	$(BIN)/sim run examples/chat-2k.jsonl --model llama-3.1-8b --gpu h100 --goodput ttft:2000 --goodput tpot:100 --out runs/demo
 	@echo "open runs/demo/report.html, or runs/demo/timeline.json in https://ui.perfetto.dev"
 
-test: lint types unit
+# Types beside the browser's tests, which wait for a browser most of the time; the rest takes both cores.
+test: lint
+	+$(MAKE) --no-print-directory --jobs 2 --output-sync types browser
+	+$(MAKE) --no-print-directory unit
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -20,22 +23,26 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# The browser's tests in a process of their own: Playwright keeps an event loop running in it.
-unit: $(VENV)/.test
+# In a process of their own: Playwright keeps an event loop running in it.
+browser: $(VENV)/.test
 	tests/browser/chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+unit: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/browser
 
-$(VENV)/.run: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[engine,app,cluster,dev]'
-	touch $@
+	touch $(VENV)/.run $@
 
 # On a GPU, by plain python3 with numpy and torch; elsewhere each says why not and succeeds.
 GPU_MODEL ?= llama-3.1-8b
@@ -52,7 +59,7 @@ gpu:
 gpu-bench:
 	@$(HAVE_GPU) || $(NO_GPU); mkdir -p $(GPU_OUT); \
 		timeout 240 $(PYTHON) -m engine.bench_kernels --budget 0.1 --json $(GPU_OUT)/kernels.json; \
-		timeout 280 $(PYTHON) -m engine.bench_throughput --model $(GPU_MODEL) --num-prompts 300 --budget 8 --limit 150 \
+		timeout 280 $(PYTHON) -m engine.bench_throughput --model $(GPU_MODEL) --num-prompts 300 --budget 8 \
 			--json $(GPU_OUT)/throughput.json
 
 gpu-calibrate:

@@ -129,7 +129,7 @@ class System:
     def options(self) -> tuple[str, ...]:
         """Names of the limits and switches that can be set."""
         inner = {"self", "explicit", "track_ids", *self.fixed}
-        policy = (name for name in inspect.signature(self.policy_class).parameters if name not in inner)
+        policy = (name for name in _parameters(self.policy_class) if name not in inner)
         return (*policy, *self.offload_options)
 
     def swap_space(self, options: Mapping[str, Any]) -> int:
@@ -140,7 +140,7 @@ class System:
 
     def scheduler(self, *, drafting: Drafting | None = None, **options: Any) -> Scheduler:
         """A policy object. Raises `ConfigurationError` for an option the system does not have."""
-        known = inspect.signature(self.policy_class).parameters
+        known = _parameters(self.policy_class)
         options = {name: value for name, value in options.items() if name not in self.offload_options}
         for name in options:
             if name not in known or name in self.fixed:
@@ -151,6 +151,12 @@ class System:
             policy: Scheduler = _policy(self.speculative)(drafting=drafting, **self.fixed, **options)
             return policy
         return self.policy_class(**self.fixed, **options)
+
+
+@cache
+def _parameters(policy: type[Scheduler]) -> tuple[str, ...]:
+    """Names of the arguments of *policy*."""
+    return tuple(inspect.signature(policy).parameters)
 
 
 def _policy(place: str) -> Any:

@@ -112,6 +112,17 @@ class LawSet:
         self._bound: dict[Key, Any] = {}
         self._decode: dict[tuple[int, int, int, str], DecodeKernel] = {}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether *other* gives the same seconds: laws of an equal profile, scaled alike."""
+        if not isinstance(other, LawSet):
+            return NotImplemented
+        return self._scales == other._scales and (
+            self.profile is other.profile or self.profile == other.profile
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.profile.name)
+
     @classmethod
     def from_profile(cls, profile: HardwareProfile) -> LawSet:
         """The laws of *profile*, bound to its datasheet."""

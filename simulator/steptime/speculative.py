@@ -83,8 +83,11 @@ class DraftStep(StepTime):
         *,
         width: float = 1.0,
     ) -> None:
+        self.spec = spec
         super().__init__(spec.model, laws, parallelism, traits, spec.precision, width=width, sampled=1.0)
-        self.operators = _operators(spec, self.operators, parallelism.tp)
+
+    def _step_operators(self) -> list[Operator]:
+        return _operators(self.spec, super()._step_operators(), self.parallelism.tp)
 
     def _launch(self, tokens: int, *, mixed: bool) -> tuple[int, float]:
         return super()._launch(tokens, mixed=mixed or self.traits.mixed_graph)

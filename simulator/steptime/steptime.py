@@ -29,11 +29,13 @@ from simulator.steptime.context_parallel import ContextParallelAttention
 from simulator.steptime.decode import DecodeTimes
 from simulator.steptime.kernels import FUSED, Kernels
 from simulator.steptime.materialised import MaterialisedAttention
+from simulator.steptime.operator_times import OperatorTimes
 from simulator.steptime.operators import Operator, step_operators
 from simulator.steptime.parallelism import Parallelism
 from simulator.steptime.prefill import PrefillTimes
 from simulator.steptime.protocol import Laws
 from simulator.steptime.roofline import RooflineLaws
+from simulator.steptime.shared import shared
 from simulator.steptime.tables import KNOTS, read_curve, read_curve_many
 from simulator.steptime.traits import HostTraits
 
@@ -46,9 +48,6 @@ _DecodeEntry = tuple[float, float, float, "array[float]"]
 
 SCALAR_STEPS = 32
 """Segments shorter than this are evaluated in Python, longer ones by numpy."""
-
-DENSE_TOKENS = 16_384
-"""Largest batch for which every token count has its own table entry."""
 
 
 class StepTime:
@@ -80,25 +79,25 @@ class StepTime:
         self.traits = traits or HostTraits()
         self.precision = precision or model.native
         self.kernels = kernels
-        ideal = RooflineLaws(laws)
-        self._ideal_laws = ideal
+        self._ideal_laws = RooflineLaws(laws)
         self._engine = self.traits.engine
-        self._native_fp4 = laws.peak_flops("fp4") > 2 * laws.peak_flops("bf16")
-        scale = self._engine.attention
-        attention = StepAttention if kernels.flash_attention else MaterialisedAttention
-        if self.parallelism.context_ranks > 1:
-            attention = ContextParallelAttention
-        self._attention = attention(model, self.precision, self.parallelism, laws, ideal, scale, width)
         self._prompt_launch = model.num_layers * self._engine.prefill_layer_s
-        operators = step_operators(model, self.precision, self.parallelism)
-        self.operators = kernels.of(operators, -(-model.vocab_size // self.parallelism.tp))
-        self._token_table: array[float] = array("d")
-        self._far_tokens: dict[int, float] = {}
-        self._row_table: array[float] = array("d")
+        self.operators = self._step_operators()
+        overhead = model.num_layers * self.traits.layer_overhead_s
+        self._operator_times = shared(
+            OperatorTimes, self.operators, laws, self._engine, self.parallelism.dp, overhead
+        )
+        attention = model, self.precision, self.parallelism, laws, self._ideal_laws
+        self._attention, self._decode_times, self._prefill_attention = shared(
+            _attention_times, kernels.flash_attention, *attention, self._engine.attention, width
+        )
         self._decodes: dict[int, _DecodeEntry] = {}
         self._mixed_bases: dict[int, tuple[float, float]] = {}
-        self._decode_times = DecodeTimes(model, self._attention, self.parallelism.dp)
-        self._prefill_attention = PrefillTimes(model, self._attention, self.parallelism.dp)
+
+    def _step_operators(self) -> list[Operator]:
+        """All operators of a forward but attention."""
+        operators = step_operators(self.model, self.precision, self.parallelism)
+        return self.kernels.of(operators, -(-self.model.vocab_size // self.parallelism.tp))
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Duration of one forward."""
@@ -153,7 +152,7 @@ class StepTime:
         traits = self.traits
         new_tokens = self.new_tokens(num_decodes)
         tokens, launch = self._launch(new_tokens, mixed=False)
-        base = self._tokens(tokens) + self._rows(self.logits_rows(num_decodes))
+        base = self._operator_times.tokens(tokens) + self._operator_times.rows(self.logits_rows(num_decodes))
         host = traits.host_s(num_decodes, new_tokens)
         least, extra = (max(launch, host), 0.0) if traits.overlap else (launch, host)
         extra += self._engine.exposed_s(num_decodes, new_tokens)
@@ -192,7 +191,7 @@ class StepTime:
         if num_decodes:
             decoding = self.decode_attention(num_decodes, decode_context)
             attention = (attention + decoding) * traits.mixed_attention_factor
-        device = base + self._rows(logits) + attention
+        device = base + self._operator_times.rows(logits) + attention
         if device < launch:
             device = launch
         host = traits.per_step_s + traits.per_seq_s * rows + traits.per_new_token_s * new_tokens
@@ -205,7 +204,7 @@ class StepTime:
     def _mixed_base(self, new_tokens: int) -> tuple[float, float]:
         """(operators, CPU time to launch) of a batch of *new_tokens* with prefills."""
         tokens, launch = self._launch(new_tokens, mixed=True)
-        self._mixed_bases[new_tokens] = entry = self._tokens(tokens), launch
+        self._mixed_bases[new_tokens] = entry = self._operator_times.tokens(tokens), launch
         return entry
 
     def decode_attention(self, num_decodes: int, decode_context: int) -> float:
@@ -214,34 +213,6 @@ class StepTime:
         if not num_decodes <= decode_context < 2 ** (len(knots) // KNOTS - 1):
             knots = self._decode_batch(num_decodes, decode_context)[3]
         return read_curve(knots, decode_context)
-
-    def _tokens(self, tokens: int) -> float:
-        """Seconds of all operators that depend on the number of tokens, and of the layers' overhead."""
-        if tokens < len(self._token_table):
-            return self._token_table[tokens]
-        if tokens <= DENSE_TOKENS:
-            size = min(max(2 * tokens, 512), DENSE_TOKENS)
-            self._token_table = self._table(np.arange(1.0, size + 1), "tokens")
-            return self._token_table[tokens]
-        if tokens not in self._far_tokens:
-            self._far_tokens[tokens] = self._table(np.array([float(tokens)]), "tokens")[1]
-        return self._far_tokens[tokens]
-
-    def _rows(self, rows: int) -> float:
-        """Seconds of final norm, LM head and sampling of *rows* rows."""
-        if rows >= len(self._row_table):
-            self._row_table = self._table(np.arange(1.0, max(2 * rows, 256) + 1), "rows")
-        return self._row_table[rows]
-
-    def _table(self, counts: Array, axis: str) -> array[float]:
-        total, floor = np.zeros_like(counts), np.zeros_like(counts)
-        for operator in self.operators:
-            if (operator.axis == "rows") == (axis == "rows"):
-                total += self.operator_seconds(operator, counts)
-                floor += operator.seconds(self._ideal_laws, self._local(operator, counts))
-        if axis == "tokens":  # a negative overhead (launches that overlap) cannot hide the work itself
-            total = np.maximum(total + self.model.num_layers * self.traits.layer_overhead_s, floor)
-        return array("d", [0.0, *total.tolist()])
 
     def recast(
         self, num_decodes: int, decode_context: int, prefills: Prefills = ()
@@ -259,13 +230,7 @@ class StepTime:
 
     def operator_seconds(self, operator: Operator, counts: Array) -> Array:
         """Seconds of all executions of *operator* in a step with each of *counts* tokens or rows."""
-        m = self._local(operator, counts)
-        seconds = self._engine.operator_seconds(operator, operator.seconds(self.laws, m), m, self._native_fp4)
-        return np.asarray(np.maximum(seconds, operator.seconds(self._ideal_laws, m)))
-
-    def _local(self, operator: Operator, counts: Array) -> Array:
-        """What one rank sees of *counts* rows of the replica's batch."""
-        return counts if operator.axis == "all_tokens" else np.ceil(counts / self.parallelism.dp)
+        return self._operator_times.seconds(operator, counts)
 
     def breakdown(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> dict[str, float]:
         """Seconds by operator family; ``host`` is what the device waits for. Sums to `seconds`."""
@@ -296,11 +261,7 @@ class StepTime:
 
     def with_traits(self, traits: HostTraits) -> StepTime:
         """The same step on another host."""
-        made = self._with(self.laws, traits)
-        if traits.engine.attention == self._engine.attention:  # tables of kernels: the host is not in them
-            made._attention, made._decode_times = self._attention, self._decode_times
-            made._prefill_attention = self._prefill_attention
-        return made
+        return self._with(self.laws, traits)
 
     def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
         return StepTime(self.model, laws, self.parallelism, traits, self.precision, self.kernels)
@@ -314,3 +275,25 @@ class StepTime:
     def floor(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Seconds below which no such step can be: every operator at peak FLOPs or bandwidth."""
         return self.ideal.seconds(num_decodes, decode_context, prefills)
+
+
+def _attention_times(
+    flash: bool,
+    model: ModelSpec,
+    precision: Precision,
+    parallelism: Parallelism,
+    laws: Laws,
+    ideal: Laws,
+    scale: float,
+    width: float,
+) -> tuple[StepAttention, DecodeTimes, PrefillTimes]:
+    """The law of a step's attention, and its tables for decodes and for prompts."""
+    kind = StepAttention if flash else MaterialisedAttention
+    if parallelism.context_ranks > 1:
+        kind = ContextParallelAttention
+    attention = kind(model, precision, parallelism, laws, ideal, scale, width)
+    return (
+        attention,
+        DecodeTimes(model, attention, parallelism.dp),
+        PrefillTimes(model, attention, parallelism.dp),
+    )
