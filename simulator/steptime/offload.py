@@ -12,6 +12,7 @@ of the weights, and a batch of independent tokens the union, 1 − (1 − share)
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,9 @@ class OffloadedStepTime(StepTime):
     def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
         parts = (self.parallelism, traits, self.precision, self.kernels)
         return OffloadedStepTime(self.offload, self.model, laws, *parts)
+
+    @cached_property
+    def ideal(self) -> StepTime:
+        traits = HostTraits(layer_overhead_s=0.0)
+        parts = (self._ideal_laws, self.parallelism, traits, self.precision)
+        return OffloadedStepTime(self.offload, self.model, *parts)

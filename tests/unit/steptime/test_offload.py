@@ -112,3 +112,15 @@ def test_where_the_weights_are_is_part_of_what_the_numbers_rest_on() -> None:
         in resolve("llama.cpp", n_gpu_layers=16).provenance
     )
     assert not [line for line in resolve("llama.cpp").provenance if line.startswith("weights")]
+
+
+@pytest.mark.parametrize(
+    ("system", "options"),
+    [("airllm", {}), ("airllm", {"prefetching": False}), ("powerinfer", {}), ("llama.cpp", {"n_gpu_layers": 10})],
+)  # fmt: skip
+def test_no_step_is_faster_than_the_ideal_one_with_the_same_weights_elsewhere(
+    system: str, options: Any
+) -> None:
+    step = resolve(system, **options).steptime
+    for batch in ((1, 600, ()), (8, 4800, ()), (0, 0, [(512, 0)])):
+        assert 0.3 * step.seconds(*batch) < step.floor(*batch) <= step.seconds(*batch)
