@@ -111,10 +111,17 @@ def _configured(before: Metric, request_rate: float, max_concurrency: int | None
 def _row(label: str, summary: Summary, key: str, display: str) -> str:
     line = f"{label:<{LABEL}} {format_value(summary.values.get(key), display):<{VALUE}}"
     pair = summary.intervals.values.get(key) if summary.intervals else None
-    if pair is None:
+    if pair is None or pair[0] == pair[1] == summary.values[key]:  # what no draw can change
         return line
-    low, high = (format_value(bound, ".2%" if "%" in display else ".2f") for bound in pair)
-    return f"{line} [{low}, {high}]"
+    return f"{line} {format_interval(pair, display)}"
+
+
+def format_interval(pair: tuple[float, float], display: str) -> str:
+    """``[low, high]`` in the format of the value; whole numbers are rounded outwards."""
+    low, high = pair
+    if display == "d" and math.isfinite(low) and math.isfinite(high):
+        low, high = math.floor(low), math.ceil(high)
+    return f"[{format_value(low, display)}, {format_value(high, display)}]"
 
 
 def format_value(value: Number, display: str) -> str:

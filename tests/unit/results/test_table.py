@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from simulator.results import Summary, format_table, summarize
+from simulator.results import Intervals, Summary, format_table, summarize
 
 VLLM_PART = """\
 ============ Serving Benchmark Result ============
@@ -72,3 +73,12 @@ def test_intervals_follow_the_value(three: Any) -> None:
     text = format_table(first.with_intervals([first, second], level=0.5))
     # Student's t with one degree of freedom has its quartiles at ±1; mean 3.75, s = 2.5/√2, so ±1.25.
     assert "Benchmark duration (s):                  3.75       [2.50, 5.00]" in text
+
+
+def test_whole_numbers_have_whole_bounds_and_what_cannot_vary_has_none(three: Any) -> None:
+    builder, itl, series = three
+    summary = summarize(builder.build(), itl, series)
+    values = {"completed": (3.0, 3.0), "max_batch_size": (1.4, 2.5)}
+    text = format_table(replace(summary, intervals=Intervals(0.9, 32, "run", values)))
+    assert "Successful requests:                     3         \n" in text
+    assert f"{'Peak batch size:':<40} {summary['max_batch_size']:<10} [1, 3]\n" in text
