@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from hwprofiles import HardwareProfile, load_profile
 from simulator.errors import ConfigurationError, InputError
+from simulator.mapping_file import read_mapping
 from simulator.memory import MemoryBudget, activation_bytes, kv_budget
 from simulator.models import ModelSpec, Precision, dtype, load_model
 from simulator.models.offload import Offload
@@ -110,14 +110,7 @@ class Deployment(Techniques):
     @classmethod
     def load(cls, path: str | Path) -> Deployment:
         """Read a YAML file. Raises `InputError` naming file, field, value and what is allowed."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(path, f"cannot be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise InputError(path, "must hold a mapping of deployment options")
+        values = read_mapping(path, " of deployment options")
         try:
             return cls(**values)
         except ValidationError as error:

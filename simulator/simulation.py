@@ -14,12 +14,11 @@ import simpy
 
 from simulator.breakdown import time_breakdown
 from simulator.cluster import Cluster, ClusterResult, ClusterSpec, simulate_cluster
+from simulator.cluster.gathered import gather
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import ConfigurationError
-from simulator.replica import pooled_drafts
 from simulator.results import (
     REJECTED,
-    Categories,
     ClassRow,
     InterTokenLatency,
     Records,
@@ -28,7 +27,6 @@ from simulator.results import (
     Summary,
     class_section,
     class_table,
-    summarize,
 )
 from simulator.results.records import RequestEvent
 from simulator.scheduling.speculative import DraftCounts
@@ -207,33 +205,30 @@ def simulate(
         horizon=math.inf if until is None else until,
     )
     _run(env, cluster, trace, progress, until)
-    itl = cluster.replicas[0].itl
-    for replica in cluster.replicas[1:]:
-        itl.merge(replica.itl)
-    series = [replica.series for replica in cluster.replicas]
-    drafts = pooled_drafts(cluster.replicas)
-    records = cluster.records.build(
-        model=_categories(trace.model),
-        tenant=_categories(trace.tenant),
-        slo_class=_categories(trace.slo_class),
-        request_id=trace.request_id,
-    )
-    summary = summarize(
-        records,
-        itl,
-        series,
+    done = gather(
+        trace,
+        cluster.records,
+        cluster.replicas,
         goodput=goodput,
         percentiles=percentiles,
-        end_time=until,
+        until=until,
         injected=None if until is not None else len(trace),
-        drafts=drafts,
     )
-    iterations = int(sum(replica.series.sum("iterations") for replica in cluster.replicas))
     transfers: Counter[str] = Counter()
     for replica in cluster.replicas:
         transfers.update(replica.scheduler.transfers())
-    events = cluster.records.events
-    return Result(trace, resolved, records, series, itl, summary, iterations, drafts, dict(transfers), events)
+    return Result(
+        trace,
+        resolved,
+        done.records,
+        done.series,
+        done.itl,
+        done.summary,
+        done.num_iterations,
+        done.drafts,
+        dict(transfers),
+        cluster.records.events,
+    )
 
 
 def _run(
@@ -260,7 +255,3 @@ def _report(env: simpy.Environment, cluster: Cluster, trace: Trace, progress: Ca
         progress(left / total)
         if left >= total:
             return
-
-
-def _categories(column: Any) -> Categories | None:
-    return Categories(column.codes, column.names) if len(column.names) else None

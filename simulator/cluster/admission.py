@@ -7,14 +7,20 @@ requests that are in the system or wait in it, a token bucket (``rate`` requests
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    from simulator.cluster.fleet import Fleet
-
 __all__ = ["Admission", "AdmissionSpec"]
+
+
+class Crowd(Protocol):
+    """Who is in the system already."""
+
+    @property
+    def num_inside(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
 
 
 class AdmissionSpec(BaseModel):
@@ -44,15 +50,15 @@ class Admission:
         self.spec = spec
         self._buckets: dict[str | None, tuple[float, float]] = {}
 
-    def refuse(self, fleet: Fleet, tenant: str | None, slo_class: str | None, now: float) -> str | None:
+    def refuse(self, crowd: Crowd, tenant: str | None, slo_class: str | None, now: float) -> str | None:
         """Why a request of *tenant* and *slo_class* is turned away at *now*; None: it is let in."""
         spec = self.spec
-        if spec.max_outstanding is not None and fleet.num_inside >= spec.max_outstanding:
+        if spec.max_outstanding is not None and crowd.num_inside >= spec.max_outstanding:
             return f"overload: {spec.max_outstanding} requests in the system (max_outstanding)"
-        if spec.max_queue is not None and fleet.num_waiting >= spec.max_queue:
+        if spec.max_queue is not None and crowd.num_waiting >= spec.max_queue:
             return f"overload: {spec.max_queue} requests wait (max_queue)"
         limit = spec.max_queue_by_class.get(slo_class or "")
-        if limit is not None and fleet.num_waiting >= limit:
+        if limit is not None and crowd.num_waiting >= limit:
             return f"overload: {limit} requests wait (max_queue_by_class {slo_class})"
         if spec.rate is not None and not self._take(tenant if spec.per_tenant else None, now):
             return f"rate limit: {spec.rate:g} requests/s, bursts of {spec.burst:g}"

@@ -15,6 +15,7 @@ from simulator.cluster.bill import bills
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.failures import FailureSpec, install_failures
 from simulator.cluster.fleet import Fleet
+from simulator.cluster.gathered import gather
 from simulator.cluster.handover import LinkSpec
 from simulator.cluster.pool import Member, Pool
 from simulator.cluster.resolve import ResolvedPool, resolve_pools
@@ -22,8 +23,7 @@ from simulator.cluster.result import ClusterResult
 from simulator.cluster.routers import STATIC
 from simulator.cluster.spec import ClusterSpec
 from simulator.errors import ConfigurationError
-from simulator.replica import pooled_drafts
-from simulator.results import Categories, InterTokenLatency, RecordsBuilder, summarize
+from simulator.results import RecordsBuilder
 from simulator.results.classes import class_table
 from simulator.steptime import StepTime
 from simulator.workload import Trace
@@ -61,37 +61,26 @@ def simulate_cluster(
     if progress is not None:
         progress(1.0)
     replicas = [member.replica for member in run.members if not math.isnan(member.ready_time)]
-    itl = InterTokenLatency()
-    for replica in replicas:
-        itl.merge(replica.itl)
-    series = [replica.series for replica in replicas]
-    records = run.records.build(
-        model=_categories(trace.model),
-        tenant=_categories(trace.tenant),
-        slo_class=_categories(trace.slo_class),
-        request_id=trace.request_id,
-    )
-    summary = summarize(
-        records,
-        itl,
-        series,
+    done = gather(
+        trace,
+        run.records,
+        replicas,
         goodput=goodput,
         percentiles=percentiles,
-        end_time=until,
+        until=until,
         injected=run.injected,
-        drafts=pooled_drafts(replicas),
     )
     return ClusterResult(
         trace=trace,
         spec=spec,
         pools=pools,
-        records=records,
-        series=series,
-        itl=itl,
-        summary=summary,
-        num_iterations=int(sum(s.sum("iterations") for s in series)),
+        records=done.records,
+        series=done.series,
+        itl=done.itl,
+        summary=done.summary,
+        num_iterations=done.num_iterations,
         end_time=run.end_time,
-        classes=class_table(records, summary.sample.duration, spec.slo, goodput or {}),
+        classes=class_table(done.records, done.summary.sample.duration, spec.slo, goodput or {}),
         bills=bills(run.members, run.end_time),
         num_retries=run.num_retries,
         bytes_transferred=run.bytes_sent,
@@ -222,7 +211,3 @@ def _report(fleet: Fleet, progress: Callable[[float], None]) -> Any:
     while not fleet.over:
         yield fleet.env.timeout(span)
         progress(fleet.num_left / len(fleet.trace))
-
-
-def _categories(column: Any) -> Categories | None:
-    return Categories(column.codes, column.names) if len(column.names) else None

@@ -20,7 +20,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from simulator.cluster.admission import AdmissionSpec
@@ -28,6 +27,7 @@ from simulator.cluster.autoscaler import AutoscaleSpec, RatioSpec
 from simulator.cluster.failures import FailureSpec
 from simulator.deployment import Deployment
 from simulator.errors import ConfigurationError, InputError
+from simulator.mapping_file import read_mapping
 from simulator.results.goodput import OBJECTIVES
 
 __all__ = ["ClusterSpec", "PoolSpec", "StartupSpec", "TransferSpec"]
@@ -122,14 +122,7 @@ class ClusterSpec(Part):
     @classmethod
     def load(cls, path: str | Path) -> ClusterSpec:
         """Read a YAML file. Raises `InputError` naming file, field, value and what is allowed."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(path, f"cannot be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise InputError(path, "must hold a mapping: pools, router, …")
+        values = read_mapping(path, ": pools, router, …")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

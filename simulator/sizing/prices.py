@@ -18,6 +18,7 @@ import yaml
 
 from hwprofiles import load_profile
 from simulator.errors import ConfigurationError, InputError
+from simulator.mapping_file import read_mapping
 
 __all__ = ["Prices", "Quote"]
 
@@ -49,7 +50,7 @@ class Prices:
         if path is not None:
             quotes |= {
                 load_profile(str(name)).device_name: _quote(path, str(name), entry, f"{Path(path).name}")
-                for name, entry in _mapping(path).items()
+                for name, entry in read_mapping(path, " from GPU to price").items()
             }
         return cls(quotes)
 
@@ -73,18 +74,6 @@ def _shipped() -> Mapping[str, Quote]:
     path = files("simulator.sizing").joinpath("data/prices.yaml")
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {name: _quote("prices.yaml", name, entry, "") for name, entry in entries.items()}
-
-
-def _mapping(path: str | Path) -> Mapping[Any, Any]:
-    try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(entries, dict):
-        raise InputError(path, "must hold a mapping from GPU to price")
-    return entries
 
 
 def _quote(path: str | Path, name: str, entry: Any, source: str) -> Quote:

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hwprofiles import load_profile
 from simulator.deployment import Deployment
 from simulator.errors import ConfigurationError, InputError, SimError, UnknownNameError
+from simulator.mapping_file import read_mapping
 from simulator.models import load_model
 from simulator.results import parse_goodput
 from simulator.scheduling.system import find_system
@@ -102,14 +102,7 @@ class Study:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(entries, dict):
-        raise InputError(path, "must hold a mapping: trace, base, grid or samples")
+    entries = read_mapping(path, ": trace, base, grid or samples")
     for name in entries:
         if name not in FIELDS:
             raise UnknownNameError(f"field of {path.name}", str(name), FIELDS)
