@@ -118,6 +118,13 @@ class Deployment(Techniques):
         except TypeError as error:
             raise InputError(path, f"option names must be text: {error}") from None
 
+    @property
+    def stated_limits(self) -> dict[str, Any]:
+        """The policy's arguments that are stated: common ones, the order of its queue, the system's own options."""
+        stated = {name: getattr(self, name) for name in COMMON if getattr(self, name) is not None}
+        order = {} if self.scheduling_policy is None else {"policy": self.scheduling_policy}
+        return stated | order | self.options
+
     def resolve(self) -> Resolved:
         """Look everything up and choose what was left open."""
         model, profile, system = load_model(self.model), load_profile(self.gpu), find_system(self.system)
@@ -213,12 +220,7 @@ class Deployment(Techniques):
         options = system.options
         device = Device(profile.device_name, profile.memory_bytes / GIB, parallelism.num_gpus)
         limits = {**system.offload_options, **system.defaults(device)}
-        stated: dict[str, Any] = {
-            name: getattr(self, name) for name in COMMON if getattr(self, name) is not None
-        }
-        if self.scheduling_policy is not None:
-            stated["policy"] = self.scheduling_policy
-        stated |= self.options
+        stated = self.stated_limits
         for name in stated:
             if name not in options:
                 raise ConfigurationError(
@@ -257,7 +259,7 @@ class Deployment(Techniques):
         fixed = dict(system.speculative_fixed)
         if stated.method not in system.speculation_ahead and "async_scheduling" in limits:
             fixed["async_scheduling"] = False
-        own = {name: getattr(self, name) for name in COMMON if getattr(self, name) is not None} | self.options
+        own = self.stated_limits
         for name, value in {**system.speculative_defaults, **fixed}.items():
             if name in fixed and own.get(name, value) != value:
                 raise ConfigurationError(

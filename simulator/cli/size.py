@@ -206,6 +206,7 @@ def _print(found: dict[str, Any]) -> None:
     for line in paragraphs(found):
         out.print(line, highlight=False, markup=False)
     out.print(_ranking(found))
+    _print_cheaper(out, found)
     out.print(_sensitivity(found))
     for line in found["would_change"]:
         out.print(f"would change the answer: {line}", highlight=False, markup=False)
@@ -232,6 +233,26 @@ def _ranking(found: dict[str, Any], rows: int = 8) -> Any:
             f"{100 * worst['ratio']:.0f} % {worst['objective']}" if worst else "not run in full",
         )
     return table
+
+
+def _print_cheaper(out: Any, found: dict[str, Any], rows: int = 8) -> None:
+    from rich.table import Table
+
+    from simulator.sizing.wording import CHEAPER_HEADINGS, cheaper_rows
+
+    left = cheaper_rows(found)
+    if not left:
+        return
+    table = Table(
+        title="\nCheaper, and why not", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for heading in CHEAPER_HEADINGS:
+        table.add_column(heading, justify="right" if heading == "$/h" else "left")
+    for row in left[:rows]:
+        table.add_row(*row)
+    out.print(table)
+    if len(left) > rows:
+        out.print(f"{len(left) - rows} more in the files of --out and with --json", highlight=False)
 
 
 def _sensitivity(found: dict[str, Any]) -> Any:

@@ -18,8 +18,9 @@ from simulator.errors import ConfigurationError, SimError, UnknownNameError
 from simulator.scheduling.system import find_system
 from simulator.sizing.options import is_option, unfold
 from simulator.sizing.prices import Prices
+from simulator.sizing.slo import Attained, finite
 from simulator.sizing.split import Split
-from simulator.steptime import Parallelism, StepTime
+from simulator.steptime import StepTime
 
 __all__ = ["LARGE_SPACE", "Candidate", "Choice", "SearchSpace", "Skipped", "ToBeat", "screen"]
 
@@ -110,8 +111,8 @@ class Choice:
     def num_gpus(self) -> int:
         """Of one replica, or of a unit of prefill and decode replicas."""
         d = self.deployment
-        sizes = d.tensor_parallel_size, d.pipeline_parallel_size, d.data_parallel_size, d.expert_parallel_size
-        return Parallelism(*sizes).num_gpus * (self.split.replicas if self.split else 1)
+        ranks = d.tensor_parallel_size * d.data_parallel_size * (d.prefill_context_parallel_size or 1)
+        return ranks * d.pipeline_parallel_size * (self.split.replicas if self.split else 1)
 
     @property
     def name(self) -> str:
@@ -182,12 +183,15 @@ class Candidate:
         """Whether the bound leaves room for a better plan than *best*."""
         return SLACK * self.bound > self.rate_to_beat(best, request_rate)
 
+    def replicas_below(self, usd_per_hour: float) -> int:
+        """The most replicas that cost less than *usd_per_hour*."""
+        return math.ceil(usd_per_hour / self.usd_per_replica - ROUNDING) - 1
+
     def rate_to_beat(self, best: ToBeat, request_rate: float) -> float:
         """Requests/s that one replica must take to be better than *best*; infinite where none is cheap enough."""
         if best.whole == math.inf:
             return 0.0
-        affordable = best.whole / self.usd_per_replica
-        fewer = math.ceil(affordable - ROUNDING) - 1
+        affordable, fewer = best.whole / self.usd_per_replica, self.replicas_below(best.whole)
         rates = [request_rate / fewer] if fewer >= 1 else []
         if (
             abs(affordable - round(affordable)) < ROUNDING
@@ -198,20 +202,35 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A choice that was not followed to the end, and why. *stage*: impossible, price, bound or simulation.
-
-    *ratio*: how far above its limit the objective is that rules it out, where that is known.
-    """
+    """A choice that was not followed to the end, and why. *stage*: impossible, price, bound or simulation."""
 
     name: str
     stage: str
     why: str
-    ratio: float | None = None
+    usd_per_hour: float | None = None
+    """Of *replicas*, which is what was ruled out; None where it has no price."""
+    replicas: int = 1
+    choice: Choice | None = field(default=None, repr=False)
+    attained: tuple[Attained, ...] = field(default=(), repr=False)
+    """How near it came to the SLO, where that was simulated."""
+
+    @property
+    def ratio(self) -> float:
+        """How far above its limit the objective is that is missed by most; infinite where nothing was simulated."""
+        return max((one.ratio for one in self.attained), default=math.inf)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("name", "stage", "why", "replicas", "usd_per_hour")
+        return {name: getattr(self, name) for name in names} | {"ratio": finite(self.ratio)}
 
 
 def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> Candidate | Skipped:
     """The candidate, or why it is none: it does not fit, has no price, or its shortest round is too long."""
-    split = choice.split
+    split, device = choice.split, load_profile(choice.deployment.gpu).device_name
+    if device not in prices:
+        return Skipped(choice.name, "price", prices.missing(device))
+    price = prices.of(device).usd_per_hour
     try:
         resolved = choice.deployment.resolve()
         if split is not None:
@@ -219,16 +238,13 @@ def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> C
         state = SteadyState(_with_shared_steps(resolved), traffic)
         bound = state.capacity_bound(tpot_s) if split is None else split.bound(state, tpot_s)
     except SimError as error:
-        return Skipped(choice.name, "impossible", " ".join(str(error).split()))
-    device = resolved.profile.device_name
-    if device not in prices:
-        return Skipped(choice.name, "price", prices.missing(device))
+        why = " ".join(str(error).split())
+        return Skipped(choice.name, "impossible", why, price * choice.num_gpus, choice=choice)
     if bound <= 0:
-        shortest = 1000 * state.shortest_step()
+        shortest = 1000 * state.shortest_step()  # s -> ms
         why = f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
-        return Skipped(choice.name, "bound", why, shortest / (1000 * tpot_s))
-    gpus = resolved.parallelism.num_gpus * (1 if split is None else split.replicas)
-    return Candidate(choice, prices.of(device).usd_per_hour, gpus, bound)
+        return Skipped(choice.name, "bound", why, price * choice.num_gpus, choice=choice)
+    return Candidate(choice, price, choice.num_gpus, bound)
 
 
 def _with_shared_steps(resolved: Resolved) -> Resolved:

@@ -21,7 +21,7 @@ from simulator.sizing.split import Split
 from simulator.sizing.traffic import part_of
 from simulator.workload import Trace
 
-__all__ = ["Capacity", "Probe", "find_capacity", "probe"]
+__all__ = ["Capacity", "Probe", "find_capacity", "probe", "unloaded"]
 
 TOLERANCE = 0.02
 """Width of the final bracket, relative to the rate."""
@@ -152,18 +152,32 @@ def find_capacity(
     *requests* are simulated per probe, or a replica's whole part where that is more. With *split*, of one of so many
     units of prefill and decode replicas. Raises `SimError` where the deployment is impossible.
     """
+    bound, run_at = _bench(trace, deployment, slo, replicas, requests, split)
+    probes: list[Probe] = []
+
+    def holds(rate: float) -> bool:
+        probes.append(run_at(rate))
+        return probes[-1].met
+
+    return Capacity(deployment, _bisect(holds, LEAST_LOAD * bound, bound, tolerance), bound, tuple(probes))
+
+
+def unloaded(trace: Trace, deployment: Deployment, slo: Slo, requests: int, split: Split | None) -> Probe:
+    """One replica (or unit) of *deployment* with next to nothing to do: no number of replicas is better."""
+    bound, run_at = _bench(trace, deployment, slo, 1, requests, split)
+    return run_at(LEAST_LOAD * bound)
+
+
+def _bench(
+    trace: Trace, deployment: Deployment, slo: Slo, replicas: int, requests: int, split: Split | None
+) -> tuple[float, Callable[[float], Probe]]:
+    """(the analytic stability limit of one replica, what runs the probe at a rate per replica)."""
     part, some = part_of(trace, replicas, requests)
     resolved = deployment.model_copy(update={"num_replicas": some}).resolve()
     state = SteadyState(resolved, Traffic.of_trace(trace, 1.0))
     bound = state.stability_limit if split is None else split.bound(state, math.inf)
     system = resolved if split is None else split.cluster(deployment, some)
-    probes: list[Probe] = []
-
-    def holds(rate: float) -> bool:
-        probes.append(probe(part.with_request_rate(rate * some), system, slo, some))
-        return probes[-1].met
-
-    return Capacity(deployment, _bisect(holds, LEAST_LOAD * bound, bound, tolerance), bound, tuple(probes))
+    return bound, lambda rate: probe(part.with_request_rate(rate * some), system, slo, some)
 
 
 def _bisect(holds: Callable[[float], bool], least: float, bound: float, tolerance: float) -> float:

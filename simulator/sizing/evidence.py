@@ -9,6 +9,7 @@ from typing import Any
 from hwprofiles import load_profile
 from simulator.analytic import SteadyState, Traffic, step_shares
 from simulator.sizing.capacity import Probe
+from simulator.sizing.cheaper import cheaper
 from simulator.sizing.plan import Plan, pareto_front
 from simulator.sizing.pool import SerialExecutor
 from simulator.sizing.prices import Prices
@@ -49,7 +50,8 @@ def evidence(result: SearchResult, executor: Executor | None = None) -> dict[str
         "pareto": _paretos(result),
         "sensitivity": sensitivity,
         "would_change": _would_change(result, sensitivity, spare),
-        "skipped": [vars(one) for one in result.skipped],
+        "skipped": [one.as_dict() for one in result.skipped],
+        "cheaper": cheaper(best, result.ranking, result.skipped),
         "provenance": _provenance(best, search.prices),
     }
 

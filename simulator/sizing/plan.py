@@ -13,7 +13,7 @@ from simulator.cluster import ClusterSpec
 from simulator.deployment import Deployment
 from simulator.sizing.candidates import Candidate, ToBeat
 from simulator.sizing.capacity import Capacity, Probe, probe
-from simulator.sizing.slo import Slo, finite
+from simulator.sizing.slo import Attained, Slo, finite
 from simulator.workload import Trace
 
 __all__ = ["Confirmation", "Plan", "pareto_front"]
@@ -45,8 +45,16 @@ class Confirmation:
     @property
     def met(self) -> bool:
         """Whether every objective holds with this confidence, without overload."""
-        return all(self.upper(i) <= 1 for i in range(len(self.runs[0].attained))) and not any(
-            run.overloaded for run in self.runs
+        return all(one.met for one in self.attained) and not any(run.overloaded for run in self.runs)
+
+    @property
+    def attained(self) -> tuple[Attained, ...]:
+        """Every objective at its upper confidence bound."""
+        ratios = [self.upper(i) for i in range(len(self.runs[0].attained))]
+        means = [float(np.mean([run.attained[i].share for run in self.runs])) for i in range(len(ratios))]
+        objectives = [one.objective for one in self.runs[0].attained]
+        return tuple(
+            Attained(one, one.at(ratio), ratio, mean) for one, ratio, mean in zip(objectives, ratios, means)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,6 +83,15 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A number of replicas that a plan was tried with, and why it does not do."""
+
+    replicas: int
+    usd_per_hour: float
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """*candidate* with *replicas* for a total of *request_rate* requests/s."""
 
@@ -85,6 +102,8 @@ class Plan:
     run: Probe | None = None
     """The whole trace on all replicas."""
     confirmation: Confirmation | None = None
+    rejected: tuple[Rejected, ...] = ()
+    """Fewer replicas that were tried, and did not do."""
 
     @property
     def system(self) -> Deployment | ClusterSpec:
@@ -114,6 +133,15 @@ class Plan:
         """The same with another number, not simulated yet."""
         return replace(self, replicas=replicas, run=None, confirmation=None)
 
+    def ruled_out(self, why: str) -> Plan:
+        """The same with a note that this number of replicas does not do."""
+        return replace(self, rejected=(*self.rejected, Rejected(self.replicas, self.usd_per_hour, why)))
+
+    @property
+    def most_replicas(self) -> int:
+        """Where it stops: twice what the capacity of one asks for, and two."""
+        return math.ceil(2 * self.request_rate / self.capacity.request_rate + 2)
+
     @property
     def costs(self) -> ToBeat:
         """$ per hour, and with the fraction of a replica that is needed of the last."""
@@ -140,6 +168,7 @@ class Plan:
             "capacity": self.capacity.as_dict(),
             "run": None if self.run is None else self.run.as_dict(),
             "confirmation": None if self.confirmation is None else self.confirmation.as_dict(),
+            "rejected": [vars(one) for one in self.rejected],
         }
 
 

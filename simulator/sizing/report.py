@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from simulator.sizing.wording import headline, paragraphs
+from simulator.sizing.wording import CHEAPER_HEADINGS, cheaper_rows, headline, paragraphs
 
 __all__ = ["page", "sizing_html", "sizing_markdown", "table_html", "table_markdown"]
 
@@ -27,6 +27,7 @@ def sizing_html(found: Mapping[str, Any]) -> str:
         _section("Throughput against speed for a user", _figure(_speed_figure(found["pareto"]))),
         _section("Load and latency of the recommended replica", _figure(_load_figure(found["best"]))),
         _section("Plans", table_html(PLAN_HEADINGS, _plan_rows(found))),
+        _section("Cheaper, and why not", _cheaper(found)),
         _section("If it were different", table_html(SENSITIVITY_HEADINGS, _sensitivity_rows(found))),
         _section("Not followed to the end", table_html(("choice", "stage", "why"), _skipped_rows(found))),
         _section("What the numbers rest on", _list(found["provenance"])),
@@ -44,6 +45,7 @@ def sizing_markdown(found: Mapping[str, Any]) -> str:
     parts = [f"# {headline(dict(found))}", "", *(f"- {line.strip()}" for line in paragraphs(dict(found))), ""]
     parts += ["## What would change the answer", "", *(f"- {line}" for line in found["would_change"]), ""]
     parts += ["## Plans", "", table_markdown(PLAN_HEADINGS, _plan_rows(found)), ""]
+    parts += ["## Cheaper, and why not", "", *_cheaper_markdown(found), ""]
     parts += [
         "## If it were different",
         "",
@@ -84,6 +86,7 @@ def table_markdown(headings: Sequence[str], rows: Rows) -> str:
     )
 
 
+NOTHING_CHEAPER = "Nothing that was searched costs less."
 PLAN_HEADINGS = ("plan", "replicas", "GPUs", "$/h", "requests/s per replica", "nearest limit")
 SENSITIVITY_HEADINGS = ("change", "replicas", "$/h")
 
@@ -125,6 +128,16 @@ def _plan_rows(found: Mapping[str, Any]) -> Rows:
             )
         )
     return rows
+
+
+def _cheaper(found: Mapping[str, Any]) -> str:
+    rows = cheaper_rows(dict(found))
+    return table_html(CHEAPER_HEADINGS, rows) if rows else _list([NOTHING_CHEAPER])
+
+
+def _cheaper_markdown(found: Mapping[str, Any]) -> list[str]:
+    rows = cheaper_rows(dict(found))
+    return [table_markdown(CHEAPER_HEADINGS, rows) if rows else NOTHING_CHEAPER]
 
 
 def _sensitivity_rows(found: Mapping[str, Any]) -> Rows:

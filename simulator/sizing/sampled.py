@@ -43,6 +43,8 @@ class Outcome:
 
     candidate: Candidate | Skipped
     capacity: Capacity | Skipped | None
+    beaten_by: ToBeat = field(default_factory=ToBeat)
+    """What it had to be better than."""
 
     def costs(self, request_rate: float) -> ToBeat:
         """What it costs; infinite where that was not found."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -62,6 +62,20 @@ class Objective:
         percentile = _percentile(self.statistic)
         return None if percentile is None else percentile / 100
 
+    def at(self, ratio: float) -> float:
+        """The value that is *ratio* times the bound: ms, or the share that is so much smaller."""
+        return self.wanted * ratio if self.share is None else self.wanted / ratio
+
+    def looser(self, ratio: float) -> Objective:
+        """What a value of *ratio* times the bound still meets, in three digits; itself where it meets that."""
+        if ratio <= 1:
+            return self
+        if self.share is not None:
+            return replace(self, share=math.floor(1000 * self.at(ratio)) / 1000)
+        digits = 2 - math.floor(math.log10(self.at(ratio)))
+        limit = math.ceil(self.at(ratio) * 10**digits) / 10**digits
+        return replace(self, limits=((self.limits[0][0], limit),))
+
     def attained(self, result: Result | ClusterResult) -> Attained:
         """How *result* stands against it, over every request of the run."""
         values = {name: latencies(result.records, name) for name, _ in self.limits if name != "itl"}
@@ -90,6 +104,16 @@ class Attained:
     def met(self) -> bool:
         """Whether the objective holds."""
         return self.ratio <= 1
+
+    @property
+    def shortfall(self) -> str:
+        """By how much it is missed, in words."""
+        wanted = self.objective.wanted
+        if self.objective.share is not None:
+            return f"{self.objective}: only {self.value:.1%} of the requests are within the limits, {wanted:.0%} wanted"
+        if math.isinf(self.value):
+            return f"{self.objective}: requests are turned away or never finish"
+        return f"{self.objective}: {self.value:.4g} ms, {self.ratio:.3g} times the limit of {wanted:g} ms"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -6,21 +6,35 @@ from typing import Any
 
 from simulator.sizing.candidates import LARGE_SPACE
 
-__all__ = ["headline", "paragraphs"]
+__all__ = ["CHEAPER_HEADINGS", "cheaper_rows", "headline", "paragraphs"]
+
+CHEAPER_HEADINGS = ("would be cheaper", "$/h", "why not")
 
 
 def headline(found: dict[str, Any]) -> str:
     """The recommendation in a sentence."""
     best, asked = found["best"], found["request"]
     return (
-        f"Run {_how_many(best)} of {best['name']}: {best['num_gpus']} GPUs, "
+        f"Run {_how_many(best)} of {best['name']}: {_gpus(best['num_gpus'])}, "
         f"${best['usd_per_hour']:,.2f} per hour, for {asked['request_rate']:.3g} requests/s of {asked['model']}"
     )
+
+
+def cheaper_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(plan, $/h, why not) of all that would cost less than the recommendation."""
+    return [
+        (f"{one['replicas']} x ({one['name']})", f"{one['usd_per_hour']:.2f}", one["why"])
+        for one in found["cheaper"]
+    ]
 
 
 def _how_many(plan: dict[str, Any]) -> str:
     replicas, word = plan["deployment"]["num_replicas"], "unit" if "split" in plan else "replica"
     return f"{replicas} {word}{'' if replicas == 1 else 's'}"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def paragraphs(found: dict[str, Any]) -> list[str]:

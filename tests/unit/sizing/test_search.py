@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
+from html import escape
+from typing import Any
 
 import numpy as np
 import pytest
 
+from simulator.analytic import Traffic
 from simulator.deployment import Deployment
 from simulator.errors import CapacityError, ConfigurationError, UnknownNameError
 from simulator.sizing import (
     Prices,
     Quote,
     Search,
+    SearchResult,
     SearchSpace,
     Skipped,
     find_capacity,
@@ -21,6 +27,9 @@ from simulator.sizing import (
     parse_slo,
     probe,
 )
+from simulator.sizing.candidates import Candidate, ToBeat, screen
+from simulator.sizing.decision import Found
+from simulator.sizing.evaluation import too_dear
 from simulator.sizing.evidence import evidence
 from simulator.sizing.over_time import size_over_time
 from simulator.sizing.report import sizing_html
@@ -69,7 +78,24 @@ def test_the_winner_is_that_of_exhaustive_search(trace: Trace) -> None:
     assert quick.best.confirmation is not None
     assert quick.best.confirmation.met
     assert quick.best.confirmation.requests == 2 * len(trace)
-    _holds_together(evidence(quick))
+    found = evidence(quick)
+    _holds_together(found)
+    _says_why_not(quick, found)
+
+
+def _says_why_not(result: SearchResult, found: dict[str, Any]) -> None:
+    """All that would be cheaper has its reason, and nothing that was searched is lost."""
+    best, rows, page = result.best, found["cheaper"], sizing_html(found)
+    assert all(row["why"] and row["usd_per_hour"] < best.usd_per_hour for row in rows)
+    assert all(escape(row["why"]) in page for row in rows)
+    known = {plan.candidate.name for plan in result.ranking} | {one.name for one in result.skipped}
+    assert known == {choice.name for choice in result.search.space.choices()}
+    for plan in result.ranking:  # one replica fewer was tried wherever a plan was run in full
+        if plan.run is not None and plan.replicas > 1:
+            fewer = plan.replicas - 1, plan.candidate.name
+            assert fewer[0] in [one.replicas for one in plan.rejected]
+            cost = fewer[0] * plan.candidate.usd_per_replica
+            assert (cost >= best.usd_per_hour) or fewer in [(row["replicas"], row["name"]) for row in rows]
 
 
 def _holds_together(found: dict[str, object]) -> None:
@@ -112,18 +138,76 @@ def test_saturation_is_marked_where_the_queue_grows() -> None:
     assert found.saturation == pytest.approx(found.bound, rel=0.25)
 
 
-def test_an_impossible_slo_says_which_and_by_how_much(trace: Trace) -> None:
+def test_an_impossible_slo_names_the_nearest_choice_and_what_would_do() -> None:
+    """The nearest is found again by looking at every choice with hardly any traffic: 2 % of what it could take."""
+    trace, few = chat(150, 3.0), space(max_num_batched_tokens=(None,))
+    fits = [screen(one, Traffic.of_trace(trace), Prices.load(), math.inf) for one in few.choices()]
+    asked = parse_slo(["ttft:p99:20", "tpot:p99:0.5"])
+    idle = {
+        one.name: probe(trace.with_request_rate(0.02 * one.bound), one.deployment, asked)
+        for one in fits
+        if isinstance(one, Candidate)
+    }
+    nearest = min(idle, key=lambda name: idle[name].worst.ratio)
+    with pytest.raises(CapacityError) as refused:
+        Search(trace, asked, few, requests=150).run()
+    said = str(refused.value)
+    assert f"The nearest of {len(idle)} choices that run is {nearest}: " in said
+    enough = parse_slo(re.findall(r"--slo ([^\s,;]+)", said))
+    for one, wanted in zip(enough.objectives, idle[nearest].attained):
+        assert one.wanted >= 0.99 * max(wanted.value, wanted.objective.wanted)
+        assert (f"{wanted.objective}: {wanted.value:.4g}" in said) == (not wanted.met)
+    easier = parse_slo([str(one.looser(1.05)) for one in enough.objectives])
+    assert Search(trace, easier, few, requests=150).run().best.run
+
+
+def test_a_bill_that_is_too_small_says_what_it_buys_and_what_would_do() -> None:
+    trace = chat(300, 20.0)
+    few = space(gpus=("h100", "l40s"), tensor_parallel_sizes=(1,), max_num_batched_tokens=(None,))
+    one_h100 = Prices.load().of("h100-sxm-80gb").usd_per_hour
+    asked = Search(trace, SLO, few, max_cost=0.6 * one_h100, requests=300)
     with pytest.raises(
-        CapacityError, match=r"no plan meets .*ttft:p99:1: [0-9.e+]+ ms at best, .* times the limit of 1 ms"
+        CapacityError, match=r"no plan within .*/h meets .* The nearest that it buys is"
+    ) as refused:
+        asked.run()
+    said = str(refused.value)
+    bill = float(re.findall(r"It would take \$([0-9.]+)/h", said)[0])
+    assert asked.max_cost < bill
+    assert replace(asked, max_cost=bill).run().best.usd_per_hour == bill
+    looser = parse_slo(re.findall(r"--slo ([^\s,;]+)", said))
+    assert replace(asked, slo=looser).run().best.usd_per_hour <= asked.max_cost
+    less = float(re.findall(r"at most about ([0-9.]+) of the [0-9.]+ requests/s", said)[0])
+    assert 0 < less < asked.request_rate
+    with pytest.raises(
+        CapacityError, match=r"within \$0\.5/h .*, which does not buy one replica. It would take \$"
     ):
-        Search(trace, parse_slo(["ttft:p99:1"]), space(tensor_parallel_sizes=(1,)), requests=300).run()
-    with pytest.raises(CapacityError, match=r"TPOT must be 0\.5 ms"):
-        Search(trace, parse_slo(["tpot:p99:0.5"]), space(), requests=300).run()
+        Search(chat(100, 4.0), SLO, replace(few, gpus=("l40s",)), max_cost=0.5, confirm_runs=2).run()
 
 
-def test_a_budget_below_the_cheapest_plan_names_that_plan(trace: Trace) -> None:
-    with pytest.raises(CapacityError, match=r"no plan within \$0.5/h: the cheapest .* for \$[0-9.]+/h"):
-        Search(trace, SLO, space(gpus=("h100",)), max_cost=0.5, requests=300).run()
+def test_a_plan_that_no_number_of_replicas_confirms_is_given_up() -> None:
+    """The trace itself just meets the SLO with next to nothing to do; fresh traffic like it does not always."""
+    trace = chat(120, 0.5)
+    only = space(gpus=("h100",), tensor_parallel_sizes=(1,), max_num_batched_tokens=(None,))
+    idle = probe(trace.with_request_rate(0.02), MODEL, parse_slo(["ttft:max:1000"])).attained[0].value
+    asked = Search(trace, parse_slo([f"ttft:max:{1.05 * idle}"]), only, requests=120, confirm_runs=2)
+    with pytest.raises(
+        CapacityError, match=r"no plan meets .* 95% upper bound|no plan meets .*It would take --slo"
+    ):
+        asked.run()
+
+
+def test_what_was_pruned_against_too_little_is_looked_at_again() -> None:
+    candidate = screen(next(space().choices()), Traffic.of_trace(chat(200, 30.0)), Prices.load(), math.inf)
+    assert isinstance(candidate, Candidate)
+    rate = 3 * candidate.bound
+    need = candidate.least_cost(rate)  # of three replicas
+    found = Found()
+    for target in (ToBeat(need, 0.5 * need), ToBeat(9 * need, 9 * need)):
+        found.note(candidate, too_dear(candidate, rate, target), target, rate)
+    assert found.reopen(ToBeat(need, 0.5 * need), rate) == []
+    assert found.reopen(ToBeat(1.5 * need, 1.4 * need), rate) == [candidate]  # the dearer target said enough
+    assert len(found.skipped) == 1
+    assert len(found.reopen(ToBeat(), rate)) == 1
 
 
 def test_what_cannot_be_searched_is_refused(trace: Trace) -> None:
