@@ -48,6 +48,8 @@ QUANTILES = 12
 BATCHES = sorted({float(round(2 ** (k / 2))) for k in range(27)})
 """1, 2, 3, 4, 6, 8, 11, 16 … 8192."""
 BISECTIONS = 4
+AT_LIMIT = 0.999
+"""Share of the stability limit that stands for the limit itself, where the formulas divide by what is left."""
 LINK_FAMILIES = ("all_reduce", "collective")
 
 
@@ -108,6 +110,8 @@ class SteadyState:
 
     resolved: Resolved
     traffic: Traffic
+    concurrency: float | None = None
+    """Requests in the system, where their number is fixed and the rate follows from it."""
 
     @classmethod
     def at_concurrency(cls, resolved: Resolved, traffic: Traffic, concurrency: float) -> SteadyState:
@@ -118,11 +122,11 @@ class SteadyState:
         decoding = min(concurrency, state.max_batch)
         rate = state._rate(decoding)
         for _ in range(12):  # of those in the system some still wait for their first token
-            now = cls(resolved, traffic.at(min(rate, 0.999 * state.stability_limit)))
+            now = cls(resolved, traffic.at(min(rate, AT_LIMIT * state.stability_limit)))
             waiting = min(rate * now.ttft_s, concurrency / 2)
             decoding = max(min(concurrency - waiting, state.max_batch), 1.0)
             rate = 0.5 * rate + 0.5 * state._rate(decoding)
-        return cls(resolved, traffic.at(rate))
+        return cls(resolved, traffic.at(min(rate, AT_LIMIT * state.stability_limit)), concurrency)
 
     @cached_property
     def max_batch(self) -> float:
@@ -221,8 +225,13 @@ class SteadyState:
 
     @cached_property
     def step_s(self) -> float:
-        """Mean round as a decoding request sees it."""
-        return self._round(self.batch + 1)
+        """Mean round as a decoding request sees it; without a steady state that just below the stability limit."""
+        return self._round(self.batch + 1) if self.stable else self._steady.step_s
+
+    @property
+    def replicas_needed(self) -> int:
+        """The fewest replicas like this one over which the traffic has a steady state."""
+        return math.floor(self.load) + 1
 
     @property
     def tpot_s(self) -> float:
@@ -234,6 +243,11 @@ class SteadyState:
         """Mean time to first token; infinite without a steady state."""
         if not self.stable:
             return math.inf
+        if (
+            self.concurrency is not None and self.concurrency > self.max_batch
+        ):  # the others wait: Little's law
+            decoding = (self.traffic.output - 1) * self.tpot_s
+            return self.concurrency / self.traffic.request_rate - decoding
         in_system = self.batch + self.traffic.request_rate * self.step_s
         busy = 1 - math.exp(-in_system)  # M/G/∞: somebody is there
         return busy * self._gated + (1 - busy) * self._mean(self._alone)
@@ -309,12 +323,19 @@ class SteadyState:
         found = []
         if not self.stable:
             found.append(
-                f"no steady state: {self.traffic.request_rate:.3g} requests/s exceed the stability limit of "
-                f"{self.stability_limit:.3g} per replica; the queue grows for as long as requests come"
+                f"no steady state: {self.traffic.request_rate:.3g} requests/s are {self.load:.3g} times the stability "
+                f"limit of {self.stability_limit:.3g} per replica: the queue grows for as long as requests come; "
+                f"{self.replicas_needed:,} replicas keep up, {math.ceil(self.load / VALID_LOAD):,} stay below "
+                f"{VALID_LOAD:.0%} load"
             )
         elif self.load > VALID_LOAD:
             found.append(f"load {self.load:.0%}: above {VALID_LOAD:.0%} the latencies are too low; simulate")
-        if self.stable and self.batch + 3 * math.sqrt(self.batch) > self.max_batch:
+        if self.concurrency is not None and self.concurrency > self.max_batch:
+            found.append(
+                f"{self.concurrency:,g} requests in the system, of which at most {self.max_batch:.0f} run: the others "
+                "wait, and TTFT is what Little's law leaves for it"
+            )
+        elif self.stable and self.batch + 3 * math.sqrt(self.batch) > self.max_batch:
             found.append(
                 f"batch {self.batch:.1f} of at most {self.max_batch:.1f}: requests wait for memory or a slot, "
                 "which is not in the formula"
@@ -340,7 +361,8 @@ class SteadyState:
         """Plain values in SI units."""
         return {
             "request_rate": self.traffic.request_rate, "stability_limit": self.stability_limit, "load": self.load,
-            "stable": self.stable, "batch": self.batch, "max_batch": self.max_batch, "step_s": self.step_s,
+            "stable": self.stable, "replicas_needed": self.replicas_needed,
+            "batch": self.batch, "max_batch": self.max_batch, "step_s": self.step_s,
             "tokens_per_step": self.resolved.tokens_per_step,
             "ttft_s": _finite(self.ttft_s), "tpot_s": _finite(self.tpot_s), "e2el_s": _finite(self.e2el_s),
             "output_tokens_per_s": min(self.traffic.request_rate, self.stability_limit) * self.traffic.output,

@@ -226,6 +226,8 @@ class Deployment(Techniques):
                 raise ConfigurationError(
                     f"system {system.name} has no option {name!r}; it has {', '.join(options)}"
                 )
+        if system.block_sizes is not None and (size := stated.get(system.block_sizes.option)) is not None:
+            system.block_sizes.check(f"{system.name} {system.version}", size)
         limits |= stated
         if "block_size" in options:
             limits.setdefault("block_size", system.block_size)

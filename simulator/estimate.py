@@ -21,10 +21,20 @@ from typing import Any
 from simulator.deployment import Resolved
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.hand import HandCalculation
+from simulator.models import ModelSpec
 from simulator.steptime import OperatorWork, StepTime, step_work
 from simulator.steptime.speculative import SpeculativeStepTime
 
-__all__ = ["Estimate", "Phase", "SpeculationEstimate"]
+__all__ = ["Estimate", "Phase", "SpeculationEstimate", "check_length"]
+
+
+def check_length(model: ModelSpec, prompt: int, output: int) -> None:
+    """Raise `CapacityError` where the context of *model* is shorter than *prompt* and *output* tokens."""
+    if prompt + output > model.max_position_embeddings:
+        raise CapacityError(
+            f"prompt and output of {prompt + output} tokens exceed the context of {model.name}, "
+            f"{model.max_position_embeddings} tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,12 @@ class Estimate:
         for name in ("prompt", "output", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} {getattr(self, name)} must be at least 1")
-        model, length = self.resolved.model, self.prompt + self.output
-        if length > model.max_position_embeddings:
+        check_length(self.resolved.model, self.prompt, self.output)
+        if self.batch > self.max_batch:
+            tokens = self.resolved.num_gpu_blocks * self.resolved.budget.block_size
             raise CapacityError(
-                f"prompt and output of {length} tokens exceed the context of {model.name}, "
-                f"{model.max_position_embeddings} tokens"
+                f"batch {self.batch}: at most {self.max_batch:,} requests of {self.prompt + self.output:,} tokens fit "
+                f"at once: the memory that is left holds {tokens:,} tokens"
             )
 
     @property
@@ -224,7 +235,6 @@ class Estimate:
             "num_gpu_blocks": self.resolved.num_gpu_blocks,
             "kv_cache_tokens": self.resolved.num_gpu_blocks * budget.block_size,
             "max_batch": self.max_batch,
-            "fits": self.batch <= self.max_batch,
             "prefill": self.prefill.as_dict(),
             "decode": self.decode.as_dict(),
             **{

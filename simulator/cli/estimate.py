@@ -144,8 +144,6 @@ def _memory(result: Estimate) -> Table:
     table.add_row("KV per token, whole model", f"{kv / 1024:.1f} KiB")
     table.add_row("KV cache holds" if cached else "a forward holds", f"{tokens:,} tokens")
     table.add_row(f"  requests of {result.prompt + result.output} tokens", f"{result.max_batch:,}")
-    if result.batch > result.max_batch:
-        table.add_row(f"  the batch of {result.batch} does not fit at once", "", style="red")
     return table
 
 

@@ -47,6 +47,7 @@ def _state(
     trace: Path | None,
 ) -> SteadyState:
     from simulator.analytic import SteadyState, Traffic
+    from simulator.estimate import check_length
     from simulator.workload import read_trace
 
     if request_rate is not None and concurrency is not None:
@@ -57,6 +58,7 @@ def _state(
         rate = 1.0 if concurrency is not None else request_rate
         traffic = Traffic.of_trace(read_trace(trace, spread="uniform"), rate)
     else:
+        check_length(resolved.model, prompt, output)
         traffic = Traffic(1.0 if request_rate is None else request_rate, (float(prompt),), float(output))
     if concurrency is not None:
         return SteadyState.at_concurrency(resolved, traffic, concurrency)
@@ -81,7 +83,7 @@ def _print(state: SteadyState, price: float | None) -> None:
         f"{traffic.output:.0f} tokens, steady state in closed form"
     )
     for line in state.caveats:
-        out.print(f"not valid here: {line}", style="yellow")
+        out.print(f"not valid here: {line}", style="yellow", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
@@ -97,8 +99,9 @@ def _rows(state: SteadyState, price: float | None) -> list[tuple[str, str]]:
     rows = [
         ("stability limit, requests/s", f"{d['stability_limit']:.3g}"),
         ("load", f"{d['load']:.0%}"),
+        *([] if state.stable else [("replicas needed at least", f"{d['replicas_needed']:,}")]),
         ("decoding requests", f"{d['batch']:.1f} of at most {d['max_batch']:.0f}"),
-        ("step, ms", f"{1000 * d['step_s']:.2f}"),
+        ("step, ms" if state.stable else "step at the limit, ms", f"{1000 * d['step_s']:.2f}"),
         *_speculation(state),
         ("TTFT mean, ms", _ms(state.ttft_s)),
         ("TPOT mean, ms", _ms(state.tpot_s)),

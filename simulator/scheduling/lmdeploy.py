@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.block_sizes import LMDEPLOY_PYTORCH
 from simulator.scheduling.lmdeploy_memory import TrieMemory
 from simulator.scheduling.lmdeploy_prefill import LONG, SHORT, STANDARD, Decision, Line, Notes, sequence_of
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
@@ -451,6 +452,7 @@ def batch_size_by_device(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="lmdeploy",
+        block_sizes=LMDEPLOY_PYTORCH,
         version="0.18.0",
         summary="PyTorch engine: prefill and decode take turns, one forward ahead, long prompts in chunks",
         source="LMDeploy 0.18.0, pytorch/engine/inputs_maker.py, pytorch/paging",

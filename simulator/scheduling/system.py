@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.errors import ConfigurationError, UnknownNameError
 from simulator.scheduling.base import Scheduler
+from simulator.scheduling.block_sizes import BlockSizes
 
 if TYPE_CHECKING:
     from simulator.models import ModelSpec, Precision
@@ -79,6 +80,8 @@ class System:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Callable[[Device], dict[str, Any]] = _none
     block_size: int = 16
+    block_sizes: BlockSizes | None = None
+    """What a block may be, where its kernels do not take any size."""
     memory: str = "vllm"
     traits: str = "vllm"
     capacity: str = "num_gpu_blocks"

@@ -24,6 +24,7 @@ from typing import Any
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.block_sizes import TENSORRT_LLM
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
 from simulator.scheduling.trtllm_blocks import ReuseBlock, ReusePool
@@ -471,6 +472,7 @@ def _system(name: str, policy: str, summary: str) -> System:
         fixed={"capacity_scheduler_policy": policy},
         defaults=_defaults,
         block_size=32,
+        block_sizes=TENSORRT_LLM,
         memory="trtllm",
         traits="trtllm",
         capacity="num_blocks",

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler, Wait
+from simulator.scheduling.block_sizes import TURBOMIND
 from simulator.scheduling.lmdeploy import batch_size_by_device
 from simulator.scheduling.request import FINISHED, RUNNING, Request
 from simulator.scheduling.system import System
@@ -267,6 +268,7 @@ class TurboMind(Scheduler):
 SYSTEMS = (
     System(
         name="lmdeploy-turbomind",
+        block_sizes=TURBOMIND,
         version="1263d5cd (2026-08-21)",
         summary="TurboMind: all live in order of arrival, prompts and decodes in one forward, later ones make room",
         source="LMDeploy 1263d5cd, src/turbomind/engine/scheduler.cc, as described",

@@ -17,6 +17,7 @@ from collections import deque
 
 from simulator.errors import ConfigurationError
 from simulator.scheduling.base import Batch, Wait
+from simulator.scheduling.block_sizes import PAGED_ATTENTION
 from simulator.scheduling.paged import PagedScheduler
 from simulator.scheduling.request import Request
 from simulator.scheduling.system import Device, System
@@ -183,6 +184,7 @@ def _defaults(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="vllm-0.2",
+        block_sizes=PAGED_ATTENTION,
         version="0.2.7",
         summary="padded prompt batches before decodes; recompute for one sequence, swap for several",
         source="vLLM 0.2.7, core/{scheduler,policy,block_manager}.py",

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Wait
+from simulator.scheduling.block_sizes import PAGED_ATTENTION
 from simulator.scheduling.request import FINISHED, RUNNING, Request
 from simulator.scheduling.system import Device, System
 from simulator.scheduling.vllm_v0_chunked import V0Chunked
@@ -330,6 +331,7 @@ def _defaults(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="vllm-0.6",
+        block_sizes=PAGED_ATTENTION,
         version="0.6.3",
         summary="prompts before decodes, or chunked; recompute for one sequence, swap for several",
         source="vLLM 0.6.3, core/scheduler.py, core/block_manager_v2.py",

@@ -21,6 +21,7 @@ from typing import ClassVar, NamedTuple
 from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Batch, Scheduler
+from simulator.scheduling.block_sizes import FLASH_ATTENTION
 from simulator.scheduling.blocks import BlockManager, Hit
 from simulator.scheduling.request import FINISHED, PREEMPTED, RUNNING, Request
 from simulator.scheduling.system import Device, System
@@ -560,6 +561,7 @@ def _defaults_0_11(device: Device) -> dict[str, int]:
 SYSTEMS = (
     System(
         name="vllm",
+        block_sizes=FLASH_ATTENTION,
         version="0.33.0",
         summary="one token budget, running requests first, chunked prefill, prefix cache, recompute, one step ahead",
         source="vLLM 0.33.0, v1/core/sched/scheduler.py",
@@ -578,6 +580,7 @@ SYSTEMS = (
     ),
     System(
         name="vllm-0.11",
+        block_sizes=FLASH_ATTENTION,
         version="0.11.2",
         summary="V1 before prompts were reserved in full at admission; schedules after each step",
         source="vLLM 0.11.2, v1/core/sched/scheduler.py",
