@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from engine.kernels.library import Library
 from simulator.errors import ConfigurationError
 
 __all__ = ["ARCHITECTURES", "build", "cache_directory", "command", "find_nvcc", "refusal", "sources"]
@@ -109,7 +110,6 @@ def refusal(device: torch.device) -> str | None:
     if capability < OLDEST:
         return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
     try:
-        build((architecture_of(device),))
+        return Library(build((architecture_of(device),))).refusal()
     except (ConfigurationError, OSError) as error:
         return str(error)
-    return None

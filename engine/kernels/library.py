@@ -1,7 +1,7 @@
 """The shared library's C interface, for ctypes.
 
-Pointers are passed as integers (`address`). Every function takes the stream
-last and returns CUDA's error code.
+Pointers are passed as integers (`address`). Every function but `probe` takes the
+stream last, and all return CUDA's error code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SIGNATURES: dict[str, list[type]] = {
     "draw": [PTR, PTR, INT, INT, *[PTR] * 3, PTR],
     "kv_write": [*[PTR] * 5, INT, INT, LONG, LONG, PTR],
     "prefill_attention": [*[PTR] * 7, REAL, *[INT] * 8, LONG, INT, PTR],
+    "probe": [],
     "process_logits": [PTR, PTR, INT, INT, INT, LONG, *[PTR] * 9, PTR],
     "rms_norm": [*[PTR] * 5, REAL, *[INT] * 4, LONG, LONG, PTR],
     "rope": [*[PTR] * 4, *[INT] * 6, LONG, LONG, PTR],
@@ -42,6 +43,11 @@ class Library:
         for name, arguments in SIGNATURES.items():
             function = getattr(self._functions, name)
             function.argtypes, function.restype = arguments, c_int
+
+    def refusal(self) -> str | None:
+        """Why the library cannot run here, or None: its CUDA runtime, nvcc's, may want a newer driver than torch's."""
+        code = self._functions.probe()
+        return None if code == 0 else f"CUDA error {code}: the runtime of nvcc does not work with this driver"
 
     def call(self, name: str, *arguments: int | float) -> None:
         """Launch; raises `RuntimeError` with CUDA's error number where that fails."""

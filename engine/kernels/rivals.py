@@ -89,8 +89,11 @@ def sdpa_prefill(problem: Problem) -> Call:
 
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
+    import torch._dynamo.config as dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Every shape is compiled for itself; from the ninth on torch would run it uncompiled, and the comparison be unfair.
+    setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 64)
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -40,6 +40,9 @@ unsigned parts(int64_t words) {
 
 }  // namespace
 
+// Whether the CUDA runtime of this library works with the driver that is here: 0, or its error.
+extern "C" int probe() { return cudaFree(nullptr); }
+
 extern "C" int kv_write(const void* k, const void* v, void* k_cache, void* v_cache, const int64_t* slots, int tokens,
                         int row_bytes, int64_t k_stride_bytes, int64_t v_stride_bytes, void* stream) {
     if (row_bytes % 16 || k_stride_bytes % 16 || v_stride_bytes % 16) return cudaErrorInvalidValue;

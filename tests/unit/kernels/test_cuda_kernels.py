@@ -170,6 +170,15 @@ def test_launch_without_a_driver_is_an_error_not_a_crash(compiled):
         Library(compiled[1]).call("copy_blocks", 0, 0, 0, 0, 1, 16, 0)
 
 
+@needs_nvcc
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_runtime_that_the_driver_refuses_is_a_cause_to_take_another_form(compiled, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(building, "build", lambda architectures: compiled[1])
+    assert re.match(r"CUDA error \d+: the runtime of nvcc", building.refusal(torch.device("cuda")))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_cuda_form_is_refused_without_a_device():
     with pytest.raises(ConfigurationError, match="kernels 'cuda' cannot run here: cpu device"):
