@@ -1,7 +1,8 @@
 """A deployment as something to start: the arguments of ``vllm serve``, and a Kubernetes manifest.
 
-Only systems whose options are vLLM's can be exported. Nothing is guessed: a limit that the deployment leaves open
-is left to the server, which chooses its own default for the device as the simulation assumed.
+Only vLLM from V1 on can be exported, and a manifest names the very release that was simulated. Nothing is guessed: a
+limit that the deployment leaves open is left to the server, which chooses its own default for the device as the
+simulation assumed.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DRAFTED = {"draft": "draft_model", "eagle": "eagle", "medusa": "medusa", "mtp": "mtp", "ngram": "ngram"}
 """``method`` of vLLM's ``--speculative-config`` (vllm/config/speculative.py, SpeculativeMethod)."""
 PORT = 8000
+SERVED = ("vllm", "vllm-0.11")
+"""Systems whose flags these are: `vllm serve` of V1. Releases before it have other switches, 0.2 no such command."""
 
 
 def vllm_arguments(
@@ -61,9 +64,9 @@ def vllm_arguments(
 
     Raises `ConfigurationError` for a system that is not vLLM, and for what vLLM has no flag for.
     """
-    if not deployment.system.startswith("vllm"):
+    if deployment.system not in SERVED:
         raise ConfigurationError(
-            f"system {deployment.system}: only vllm can be exported as `vllm serve` arguments"
+            f"system {deployment.system}: only {' and '.join(SERVED)} can be exported as `vllm serve` arguments"
         )
     stated = deployment.model_dump(exclude_unset=True)
     for name in WHAT_IF:
@@ -113,7 +116,14 @@ def kubernetes_manifest(
         "metadata": {"name": name, "labels": labels},
         "spec": {"selector": labels, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
     }
-    return str(yaml.safe_dump_all([workload, service], sort_keys=False))
+    return str(yaml.dump_all([workload, service], Dumper=_Plain, sort_keys=False))
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what is named twice twice: readers of manifests need no anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def command_line(arguments: list[str]) -> str:
@@ -123,11 +133,12 @@ def command_line(arguments: list[str]) -> str:
 
 def _pod(resolved: Resolved, model_id: str | None, draft_id: str | None) -> dict[str, Any]:
     vendor = "amd.com/gpu" if resolved.profile.vendor == "amd" else "nvidia.com/gpu"
-    image = "rocm/vllm" if resolved.profile.vendor == "amd" else "vllm/vllm-openai"
+    release = f"vllm/vllm-openai:v{resolved.system.version}"
+    image = "rocm/vllm:latest" if resolved.profile.vendor == "amd" else release
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10}
     container = {
         "name": "vllm",
-        "image": f"{image}:latest",
+        "image": image,
         "command": vllm_arguments(resolved.deployment, model_id, draft_id),
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"limits": {vendor: str(resolved.parallelism.num_gpus)}},

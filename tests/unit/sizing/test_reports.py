@@ -139,10 +139,13 @@ def test_heads_that_draft_are_named_by_their_checkpoint() -> None:
 
 def test_a_deployment_becomes_a_manifest() -> None:
     deployment = Deployment.of(model="llama-3.1-8b", gpu="l40s", tensor_parallel_size=2, num_replicas=3)
-    workload, service = yaml.safe_load_all(kubernetes_manifest(deployment))
+    text = kubernetes_manifest(deployment)
+    workload, service = yaml.safe_load_all(text)
+    assert "&id" not in text and "*id" not in text
     assert workload["spec"]["replicas"] == 3
     (container,) = workload["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert container["image"] == f"vllm/vllm-openai:v{deployment.resolve().system.version}"
     assert container["command"] == vllm_arguments(deployment)
     assert service["spec"]["selector"] == workload["spec"]["selector"]["matchLabels"]
     assert service["spec"]["selector"].items() <= workload["spec"]["template"]["metadata"]["labels"].items()
@@ -155,5 +158,7 @@ def test_a_deployment_becomes_a_manifest() -> None:
 def test_what_vllm_cannot_do_is_not_exported() -> None:
     with pytest.raises(ConfigurationError, match="system sglang"):
         vllm_arguments(Deployment.of(model="llama-3.1-8b", system="sglang"))
+    with pytest.raises(ConfigurationError, match=r"system vllm-0\.2: only vllm and vllm-0\.11"):
+        vllm_arguments(Deployment.of(model="llama-3.1-8b", system="vllm-0.2"))
     with pytest.raises(ConfigurationError, match="dtype int4"):
         vllm_arguments(Deployment.of(model="llama-3.1-8b", dtype="int4"))
