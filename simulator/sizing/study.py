@@ -94,10 +94,15 @@ class Study:
 
     @property
     def digest(self) -> str:
-        """Of all runs and the content of their traces: the same study gives the same."""
+        """Of all runs and the content of their traces, profiles and models: the same study gives the same."""
         hashes = hashlib.sha256("".join(run.key for run in self.runs).encode())
         for trace in sorted({run.trace for run in self.runs}):
             hashes.update(Path(trace).read_bytes())
+        deployed = [Deployment.of(**run.deployment) for run in self.runs]
+        for gpu in sorted({one.gpu for one in deployed}):
+            hashes.update(load_profile(gpu).model_dump_json().encode())
+        for model in sorted({one.model for one in deployed}):
+            hashes.update(repr(load_model(model)).encode())
         return hashes.hexdigest()[:16]
 
 

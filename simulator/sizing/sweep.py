@@ -179,8 +179,8 @@ def _prepare(study: Study, directory: Path) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier["digest"] != study.digest:
             raise ConfigurationError(
-                f"output directory {str(directory)!r}: holds another study ({earlier['runs']} runs, digest "
-                f"{earlier['digest']}; this one {study.digest}); choose a new directory"
+                f"output directory {str(directory)!r}: holds another study, "
+                f"or this one with other traces, profiles or models ({earlier['runs']} runs, digest {earlier['digest']}; this one {study.digest}); choose a new directory"
             )
         return
     if directory.exists() and any(directory.iterdir()):

@@ -46,9 +46,11 @@ def resampled(trace: Trace, seed: int, requests: int | None = None) -> Trace:
     """*requests* (default: as many) like those of *trace*, at its mean rate.
 
     A trace whose prompts share content is only started elsewhere (and wrapped around): copies of a prompt would be
-    cache hits that the real traffic has not.
+    cache hits that the real traffic has not. So is one whose turns wait for each other, session by session.
     """
     rng, n = np.random.default_rng(seed), len(trace)
+    if np.isnan(trace.arrival_time).any():
+        return _started_elsewhere(trace, rng)
     if len(trace.content_ids):
         chosen = (np.arange(n) + rng.integers(1, n)) % n
     else:
@@ -60,3 +62,13 @@ def resampled(trace: Trace, seed: int, requests: int | None = None) -> Trace:
     times = np.cumsum(gaps[chosen])
     fresh = trace.replace(session=np.full(n, -1), turn=np.zeros(n, np.int64), request_id=None).select(chosen)
     return fresh.replace(arrival_time=times - times[0]).with_request_rate(trace.request_rate)
+
+
+def _started_elsewhere(trace: Trace, rng: np.random.Generator) -> Trace:
+    """*trace* from another session's start on, what was before it behind the rest; later turns go with the first."""
+    starts = np.sort(trace.arrival_time[~np.isnan(trace.arrival_time)])
+    if len(starts) < 2 or starts[-1] == starts[0]:
+        return trace
+    period = (starts[-1] - starts[0]) * len(starts) / (len(starts) - 1)
+    shifted = (trace.arrival_time - rng.choice(starts[1:])) % period
+    return trace.replace(arrival_time=shifted, request_id=None).in_arrival_order()

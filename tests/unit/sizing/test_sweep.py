@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,21 @@ def test_a_directory_of_something_else_is_left_alone(study: Study, tmp_path: Pat
     (tmp_path / "full" / "letter.txt").touch()
     with pytest.raises(ConfigurationError, match="not empty"):
         serially(study, tmp_path / "full")
+
+
+def test_a_profile_that_has_changed_makes_another_study(tmp_path: Path) -> None:
+    """Rows of the old figures and of the new ones must not stand in one table."""
+    profile = tmp_path / "mine.yaml"
+    text = files("hwprofiles").joinpath("data/l40s-48gb.yaml").read_text(encoding="utf-8")
+    profile.write_text(text, encoding="utf-8")
+    stated = f"trace: chat.jsonl\nbase: {{gpu: {profile}}}\ngrid: {{max_num_seqs: [4]}}\n"
+    before = written(tmp_path, stated)
+    serially(before, tmp_path / "out")
+    memory = re.search(r"memory_bandwidth: *(\S+)", text)
+    assert memory is not None
+    profile.write_text(text.replace(memory[0], f"memory_bandwidth: {float(memory[1]) * 0.9:.4e}"))
+    with pytest.raises(ConfigurationError, match="this one with other traces, profiles or models"):
+        serially(Study.load(tmp_path / "study.yaml"), tmp_path / "out")
 
 
 def test_an_unreachable_cluster_says_so() -> None:

@@ -8,7 +8,7 @@ from simulator.errors import ConfigurationError
 from simulator.simulation import simulate
 from simulator.sizing import part_of, resampled
 from simulator.sizing.traffic import check_open
-from simulator.workload import Lengths, Trace, generate_trace
+from simulator.workload import OUTPUT_ID_BASE, Lengths, Runs, Trace, generate_trace
 
 
 def some_trace(n: int = 1200, rate: float = 20.0) -> Trace:
@@ -63,6 +63,26 @@ def test_shared_prompts_are_not_copied() -> None:
     fresh = resampled(trace, 3, 5000)
     assert len(fresh) == len(trace)
     assert sorted(fresh.input_length.tolist()) == sorted(trace.input_length.tolist())
+
+
+def test_sessions_start_elsewhere_as_a_whole() -> None:
+    """Turns that wait for each other stay together, in their order, with what they quote of each other."""
+    trace = Trace.from_columns(
+        [0.0, 2.0, np.nan, 3.0, 9.0, np.nan], [10, 20, 30, 40, 50, 60], [1] * 6,
+        session=[-1, 7, 7, -1, 8, 8], turn=[0, 0, 1, 0, 0, 1], delay=[0, 0, 1, 0, 0, 2],
+        content=Runs(np.array([0, 0, 0, 1, 1, 1, 2]), OUTPUT_ID_BASE + np.array([1, 4]), np.array([1, 1])),
+    )  # fmt: skip
+    orders = set()
+    for seed in range(20):
+        fresh = resampled(trace, seed)
+        assert fresh.duration < 12 and fresh.arrival_time[0] == 0
+        assert np.isnan(fresh.arrival_time).tolist() == (fresh.turn > 0).tolist()
+        previous = fresh.previous_turn()
+        for row in np.flatnonzero(fresh.turn > 0).tolist():
+            assert fresh.input_length[previous[row]] == fresh.input_length[row] - 10
+            assert fresh.content_ids[fresh.content_offsets[row]] == OUTPUT_ID_BASE + previous[row]
+        orders.add(tuple(fresh.input_length.tolist()))
+    assert len(orders) == 3
 
 
 def test_a_closed_loop_or_a_handful_of_requests_is_refused() -> None:
