@@ -178,9 +178,10 @@ def _prepare(study: Study, directory: Path) -> None:
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier["digest"] != study.digest:
+            was, now = earlier["digest"], study.digest
             raise ConfigurationError(
-                f"output directory {str(directory)!r}: holds another study, "
-                f"or this one with other traces, profiles or models ({earlier['runs']} runs, digest {earlier['digest']}; this one {study.digest}); choose a new directory"
+                f"output directory {str(directory)!r}: holds another study, or this one with other traces, profiles "
+                f"or models ({earlier['runs']} runs, digest {was}; this one {now}); choose a new directory"
             )
         return
     if directory.exists() and any(directory.iterdir()):
