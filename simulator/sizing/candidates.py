@@ -5,28 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hwprofiles import load_profile
 from simulator.analytic import SteadyState, Traffic
 from simulator.cluster import ClusterSpec
 from simulator.cluster.resolve import resolve_pools
-from simulator.deployment import Deployment, Resolved
+from simulator.deployment import Deployment
 from simulator.errors import ConfigurationError, SimError, UnknownNameError
 from simulator.scheduling.system import find_system
 from simulator.sizing.options import is_option, unfold
 from simulator.sizing.prices import Prices
 from simulator.sizing.slo import Attained, finite
 from simulator.sizing.split import Split
-from simulator.steptime import StepTime
 
 __all__ = ["LARGE_SPACE", "Candidate", "Choice", "SearchSpace", "Skipped", "ToBeat", "screen"]
 
 DEFAULT_GPUS = ("h100", "h200", "a100", "l40s", "mi300x")
 SPLIT = "split"
-LIMITS = ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill")
 LARGE_SPACE = 5_000
 """Choices above which a search draws from the space, unless told otherwise, instead of screening all of it."""
 ROUNDING = 1e-9
@@ -235,7 +232,7 @@ def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> C
         resolved = choice.deployment.resolve()
         if split is not None:
             resolve_pools(split.cluster(choice.deployment))
-        state = SteadyState(_with_shared_steps(resolved), traffic)
+        state = SteadyState(resolved, traffic)
         bound = state.capacity_bound(tpot_s) if split is None else split.bound(state, tpot_s)
     except SimError as error:
         why = " ".join(str(error).split())
@@ -245,23 +242,3 @@ def screen(choice: Choice, traffic: Traffic, prices: Prices, tpot_s: float) -> C
         why = f"a decode step of one request takes {shortest:.1f} ms, TPOT must be {1000 * tpot_s:g} ms"
         return Skipped(choice.name, "bound", why, price * choice.num_gpus, choice=choice)
     return Candidate(choice, price, choice.num_gpus, bound)
-
-
-def _with_shared_steps(resolved: Resolved) -> Resolved:
-    """*resolved* with the step times of the same replica at its system's own limits.
-
-    Limits change a step by the sizes of its graphs alone, which `SLACK` covers; and steps that many choices share are
-    looked up instead of computed.
-    """
-    if not resolved.deployment.model_fields_set & set(LIMITS):
-        return replace(resolved, steptime=_steps(resolved.deployment.model_dump_json(exclude_unset=True)))
-    try:
-        stated = resolved.deployment.model_dump_json(exclude_unset=True, exclude=set(LIMITS))
-        return replace(resolved, steptime=_steps(stated))
-    except SimError:  # at its own limits it may not even fit
-        return resolved
-
-
-@lru_cache(maxsize=64)
-def _steps(deployment: str) -> StepTime:
-    return Deployment.model_validate_json(deployment).resolve().steptime

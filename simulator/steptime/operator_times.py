@@ -29,7 +29,7 @@ class OperatorTimes:
     """
 
     def __init__(
-        self, operators: Sequence[Operator], laws: Laws, engine: EngineCosts, dp: int, overhead: float
+        self, laws: Laws, operators: Sequence[Operator], engine: EngineCosts, dp: int, overhead: float
     ) -> None:
         self.operators, self.laws, self.ideal = operators, laws, RooflineLaws(laws)
         self._engine, self._dp, self._overhead = engine, dp, overhead

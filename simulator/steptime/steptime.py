@@ -85,11 +85,11 @@ class StepTime:
         self.operators = self._step_operators()
         overhead = model.num_layers * self.traits.layer_overhead_s
         self._operator_times = shared(
-            OperatorTimes, self.operators, laws, self._engine, self.parallelism.dp, overhead
+            OperatorTimes, laws, self.operators, self._engine, self.parallelism.dp, overhead
         )
-        attention = model, self.precision, self.parallelism, laws, self._ideal_laws
+        attention = laws, model, self.precision, self.parallelism, kernels.flash_attention
         self._attention, self._decode_times, self._prefill_attention = shared(
-            _attention_times, kernels.flash_attention, *attention, self._engine.attention, width
+            _attention_times, *attention, self._engine.attention, width
         )
         self._decodes: dict[int, _DecodeEntry] = {}
         self._mixed_bases: dict[int, tuple[float, float]] = {}
@@ -278,12 +278,11 @@ class StepTime:
 
 
 def _attention_times(
-    flash: bool,
+    laws: Laws,
     model: ModelSpec,
     precision: Precision,
     parallelism: Parallelism,
-    laws: Laws,
-    ideal: Laws,
+    flash: bool,
     scale: float,
     width: float,
 ) -> tuple[StepAttention, DecodeTimes, PrefillTimes]:
@@ -291,7 +290,7 @@ def _attention_times(
     kind = StepAttention if flash else MaterialisedAttention
     if parallelism.context_ranks > 1:
         kind = ContextParallelAttention
-    attention = kind(model, precision, parallelism, laws, ideal, scale, width)
+    attention = kind(model, precision, parallelism, laws, RooflineLaws(laws), scale, width)
     return (
         attention,
         DecodeTimes(model, attention, parallelism.dp),
