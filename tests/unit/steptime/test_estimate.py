@@ -44,7 +44,10 @@ def test_what_the_hand_calculation_misses_is_bandwidth_first():
     hand = case(model="qwen2.5-32b", gpu="h20").hand
     assert hand.weight_read_s > 30 * hand.tpot_s
     assert "bound by bandwidth" in hand.misses[0]
-    assert "FLOPs take longer" in case(model="qwen2.5-32b", gpu="h20", batch=1000).hand.misses[0]
+    assert (
+        "FLOPs take longer"
+        in case(prompt=32, output=32, model="qwen2.5-32b", gpu="h20", batch=1000).hand.misses[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "gemma-2-9b", "deepseek-v2-lite", "qwen3-30b-a3b"])
@@ -125,7 +128,8 @@ def test_the_command_prints_json_in_si_units():
 
 
 def test_a_batch_that_does_not_fit_is_said():
-    assert "does not fit at once" in sim("estimate", "--prompt", "100000", "--batch", "20").output
+    refused = sim("estimate", "--prompt", "100000", "--batch", "20").exception
+    assert isinstance(refused, CapacityError) and "requests of 100,256 tokens fit at once" in str(refused)
 
 
 def test_errors_reach_the_command_line():
