@@ -17,12 +17,12 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and status 2."""
-    from calibrate.measure import command
+    from calibrate.measure import command, job
 
     parser = argparse.ArgumentParser(prog="python -m calibrate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     jobs = {
-        "measure": ("measure this device through the bundled engine", command.add_options, command.measure),
+        "measure": ("measure this device through the bundled engine", command.add_options, job.measure),
         "replay": (
             "record a trace on the engine, for validation",
             command.add_replay_options,

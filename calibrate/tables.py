@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "all_gather": ("message", "num_gpus"),
     "reduce_scatter": ("message", "num_gpus"),
     "all_to_all": ("message", "num_gpus"),
+    "send_recv": ("message",),
     "elementwise": ("moved",),
     "kv_write": ("moved",),
     "sampling": ("moved",),
@@ -180,7 +181,7 @@ def _moe(raw: pd.DataFrame, path: Path) -> Frames:
 def _collectives(raw: pd.DataFrame, path: Path) -> Frames:
     shape = {"message": _numbers(raw, "bytes", path), "num_gpus": _numbers(raw, "num_gpus", path)}
     frame = _frame(raw, path, None, **shape)
-    known = ("all_reduce", "all_gather", "reduce_scatter", *OPERATIONS, *OPERATIONS.values())
+    known = ("all_reduce", "all_gather", "reduce_scatter", "send_recv", *OPERATIONS, *OPERATIONS.values())
     if not (fits := raw["op"].isin(known)).all():
         line = int(np.argmin(fits.to_numpy()))
         allowed = f"must be one of {', '.join(sorted(known))}"

@@ -69,6 +69,21 @@ class DecoderConfig:
         """Whether *layer* has experts."""
         return self.is_moe and layer not in self.dense_layers
 
+    @property
+    def num_weights(self) -> int:
+        """Numbers that the weights are, norms and biases included; a tied LM head counts once."""
+        vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return vocabulary + self.hidden_size + sum(self._layer_weights(i) for i in range(self.num_layers))
+
+    def _layer_weights(self, layer: int) -> int:
+        hidden, q, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 2 * hidden * (q + kv) + self.qkv_bias * (q + 2 * kv) + self.out_bias * hidden
+        norms = 2 * hidden + 2 * self.qk_norm * self.head_dim
+        routed = self.routed(layer)
+        width = self.intermediate_size if routed else self.dense_intermediate or self.intermediate_size
+        mlp = 3 * hidden * width + self.mlp_bias * (2 * width + hidden)
+        return attention + norms + (self.num_experts * (mlp + hidden) if routed else mlp)
+
     def kv_bytes_per_token(self, itemsize: int, tp: int = 1) -> int:
         """Bytes of K and V that a token leaves on each of *tp* ranks."""
         return 2 * self.num_layers * max(1, self.num_kv_heads // tp) * self.head_dim * itemsize

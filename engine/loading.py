@@ -13,6 +13,7 @@ from engine.graphs import DecodeGraphs, capture_sizes
 from engine.kernels import get_kernels
 from engine.model import DENSE_TOKENS, Decoder
 from engine.parallel import SINGLE, TensorParallel
+from engine.room import check_room
 from engine.runner import ModelRunner
 from engine.safetensors import Checkpoint
 from engine.settings import EngineSettings
@@ -27,6 +28,7 @@ def build_decoder(settings: EngineSettings, parallel: TensorParallel = SINGLE) -
     config = settings.decoder_config()
     device, dtype = settings.torch_device(parallel.rank), settings.torch_dtype(config)
     kernels = get_kernels(device, dtype, settings.kernels)
+    check_room(settings, config, device, parallel)
     if settings.has_checkpoint and settings.directory is not None:
         source: CheckpointWeights | RandomWeights = CheckpointWeights(Checkpoint(settings.directory))
     else:

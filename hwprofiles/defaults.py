@@ -27,6 +27,7 @@ def default_law(
 PEER = "aiconfigurator's element-wise rule, bytes / (0.8 W) + 3 us"
 MID = "mid-field of the measured devices"
 RING = "ring over the datasheet link at 0.8 of its rate"
+LINK = "the datasheet's link, no latency"
 SAMPLER = "logits read five times in fp32 by sort-free kernels, assumed"
 PINNED = (
     "0.8 of the datasheet's PCIe rate between pinned host memory and the device, no cost of a call, assumed"
@@ -70,6 +71,7 @@ DEFAULT_LAWS: tuple[Law, ...] = (
         for family in ("swap_out", "swap_in")
         for variant in ("", "gathered")
     ),
+    default_law("send_recv", "bf16", "link", LINK, 0.3, {"t0": 0.0, "eb": 1.0}),
     default_law("block_copy", "bf16", "copies", COPIED, 0.3, STREAMED),
 )
 

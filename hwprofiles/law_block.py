@@ -35,6 +35,7 @@ Family = Literal[
     "all_gather",
     "reduce_scatter",
     "all_to_all",
+    "send_recv",
     "elementwise",
     "sampling",
     "kv_write",

@@ -88,6 +88,8 @@ def laws_used(steptime: StepTime) -> list[Law]:
                 keys.append(("sampling", "fp32", ""))
             case "all_reduce":
                 keys += [("all_reduce", "bf16", "nccl"), ("all_reduce", "bf16", "custom")]
+            case "transfer":
+                keys.append(("send_recv", "bf16", ""))
             case "all_gather" | "reduce_scatter":
                 keys.append((operator.kind, "bf16", "nccl"))
     return [laws.law(*key) for key in dict.fromkeys(keys)]
@@ -164,6 +166,8 @@ class _Batches:
                 yield "moved", 4.0 * passes * self.rows * steptime.model.vocab_size
             case "all_reduce" | "all_gather" | "reduce_scatter":
                 yield "message", self._largest(steptime, law.family)
+            case "send_recv":
+                yield "message", self._largest(steptime, "transfer")
 
     def _largest(self, steptime: StepTime, kind: str) -> Vector:
         """Bytes of the operator of *kind* that moves most; logits are of sampled rows, not of every token."""

@@ -3,7 +3,7 @@ out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,6 +88,13 @@ MOVE = Family(
     shape=("moved", "copies"),
 )
 
+SEND = Family(
+    form="link",
+    start={"t0": 1e-5, "eb": 0.8},
+    axes=(Axis("message", 8, 0.05),),
+    shape=("message",),
+)
+
 SKEW = 0.04
 """Share of the imbalance that a skewed decode batch pays, assumed where no table holds such batches."""
 SKEWED = 1.1
@@ -147,6 +154,7 @@ FAMILIES: dict[str, Family] = {
     "all_gather": RING,
     "reduce_scatter": RING,
     "all_to_all": RING,
+    "send_recv": SEND,
     "elementwise": STREAM,
     "kv_write": STREAM,
     "sampling": Family("stream", {"t0": 4e-5, "eb": 0.6}, STREAM.axes, STREAM.shape, fixed={"passes": 1.0}),
@@ -163,7 +171,36 @@ def searched(family: str, frame: pd.DataFrame) -> tuple[Mapping[str, float], Map
             return {**spec.start, **spec.fixed}, {}
     if family in MOVES and frame["copies"].nunique() == 1:  # beginning is not told from calling
         return {name: value for name, value in spec.start.items() if name != "t0"}, {"t0": 0.0}
+    if "num_gpus" in frame:
+        told = anchors(frame["num_gpus"])
+        left_open = {f"{name}_{count}" for name in ("t0", "eb") for count in GROUPS if count not in told}
+        return {name: value for name, value in spec.start.items() if name not in left_open}, {}
     return spec.start, spec.fixed
+
+
+GROUPS = (2, 4, 8)
+"""Sizes of groups that a collective's law has coefficients for."""
+
+
+def anchors(num_gpus: Iterable[float]) -> list[int]:
+    """Those of `GROUPS` whose coefficients measurements with *num_gpus* ranks tell: the neighbours of each."""
+    told = set()
+    for count in num_gpus:
+        told |= {max((size for size in GROUPS if size <= count), default=2)}
+        told |= {min((size for size in GROUPS if size >= count), default=8)}
+    return sorted(told)
+
+
+def with_all_groups(family: str, coefficients: Mapping[str, float]) -> dict[str, float]:
+    """*coefficients* of a collective, those of groups that were not measured in proportion to the nearest that was."""
+    start, found = FAMILIES[family].start, dict(coefficients)
+    told = [count for count in GROUPS if f"t0_{count}" in coefficients]
+    for count in GROUPS:
+        near = min(told, key=lambda size: abs(size - count))
+        for name in ("t0", "eb"):
+            ratio = start[f"{name}_{count}"] / start[f"{name}_{near}"]
+            found.setdefault(f"{name}_{count}", coefficients[f"{name}_{near}"] * ratio)
+    return found
 
 
 def choices(family: str, variant: str) -> tuple[Mapping[str, float], ...]:

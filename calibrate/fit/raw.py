@@ -33,6 +33,7 @@ from hwprofiles.schema import Datasheet, HeldOut, Host, Memory
 from simulator.errors import InputError, UnknownNameError
 from simulator.models import ModelSpec, load_model
 from simulator.steptime import HostTraits, StepTime
+from simulator.steptime.law_collective import traffic_share
 from simulator.steptime.law_gemm import gemm_bytes, gemm_flops
 from simulator.steptime.laws import LawSet
 
@@ -40,12 +41,15 @@ __all__ = ["RawFit", "fit_raw", "host_traits", "predicted_steps", "read_frames",
 
 HEADROOM = 1.25
 LEAST_STREAM = 6
-"""Rows for a law of two or three coefficients; others need `LEAST_ROWS`."""
-FEW_COEFFICIENTS = ("stream", "copies")
+"""Rows for a law of few coefficients; others need `LEAST_ROWS`."""
+FEW_COEFFICIENTS = ("stream", "copies", "link", "ring")
 LEAST_SURFACE = 30
 """Rows from which a law is corrected: they are of the one model that the profile will be used for."""
 STANDS_FOR = {"float32": "bf16"}
 """Formats of the engine that no profile knows, and the one whose laws they become."""
+BACKENDS = {"gloo": "nccl"}
+"""Between CPU processes gloo does what NCCL does between GPUs."""
+LINKS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 Frames = dict[str, pd.DataFrame]
 Vector = NDArray[np.float64]
 
@@ -97,7 +101,13 @@ def read_frames(raw: Path) -> Frames:
     frames = read_folder(raw)
     for frame in frames.values():
         frame["dtype"] = frame["dtype"].replace(STANDS_FOR)
-    return frames
+        frame["variant"] = frame["variant"].replace(BACKENDS)
+    return {family: _of_variant(family, frame) for family, frame in frames.items()}
+
+
+def _of_variant(family: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """One rank to another has no other implementation that it had to be told from."""
+    return frame.assign(variant="") if family == "send_recv" else frame
 
 
 def _groups(frames: Frames) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
@@ -170,19 +180,35 @@ def _measured_datasheet(meta: dict[str, Any], frames: Frames) -> Datasheet:
         rate = max(rate, _best_kv_rate(frames["decode_attention"]))
     swaps = [frames[family] for family in ("swap_out", "swap_in") if family in frames]
     host_link = max((float((frame["moved"] / frame["seconds"]).max()) for frame in swaps), default=rate)
-    peak = HEADROOM * flops
+    link, peak = _best_link(frames), HEADROOM * flops
+    notes = ["tdp_watts: not known"]
+    notes += [] if swaps else ["pcie_bandwidth: that of memory"]
+    notes += [] if link is None else ["nvlink_bandwidth: of whatever joins the ranks"]
     return Datasheet(
         peak_flops={"bf16": peak, "fp16": peak},
         memory_bytes=float(meta["memory_bytes"]),
         memory_bandwidth=HEADROOM * rate,
+        nvlink_bandwidth=link,
         pcie_bandwidth=HEADROOM * host_link,
         tdp_watts=1.0,
         num_sms=int(meta["units"]),
         l2_bytes=float(meta.get("l2_bytes", 1.0)),
         source=f"no datasheet: {HEADROOM} times the best rates measured on {meta['device']}",
         confidence="measured",
-        notes=["tdp_watts: not known", *([] if swaps else ["pcie_bandwidth: that of memory"])],
+        notes=notes,
     )
+
+
+def _best_link(frames: Frames) -> float | None:
+    """The "peak" of what joins the ranks, B/s; none where a single one was measured."""
+    rates = []
+    for name in LINKS:
+        if name in frames:
+            share = traffic_share(name, frames[name]["num_gpus"])
+            rates.append((share * frames[name]["message"] / frames[name]["seconds"]).max())
+    if "send_recv" in frames:
+        rates.append((frames["send_recv"]["message"] / frames["send_recv"]["seconds"]).max())
+    return HEADROOM * float(max(rates)) if rates else None
 
 
 def _best_kv_rate(frame: pd.DataFrame) -> float:

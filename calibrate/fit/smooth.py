@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from calibrate.fit.families import predict_rows, searched
+from calibrate.fit.families import predict_rows, searched, with_all_groups
 from hwprofiles import HardwareProfile
 from simulator.steptime.law_form import OperatorLaw
 from simulator.steptime.laws import FAMILY_LAWS, law_device
@@ -82,7 +82,8 @@ class SmoothLaw:
 
     def _coefficients(self, names: list[str], point: Vector) -> dict[str, float]:
         searched = {name: _outward(name, value) for name, value in zip(names, point.tolist(), strict=True)}
-        return {**searched, **(self.choice or {}), **self.fixed_}
+        found = {**searched, **(self.choice or {}), **self.fixed_}
+        return with_all_groups(self.family, found) if self.family in COLLECTIVES else found
 
     def _covariance(
         self, names: list[str], point: Vector, found: object, groups: NDArray[np.int64] | None, rows: int

@@ -1,7 +1,7 @@
 """Measuring a device through the bundled engine; needs nothing but numpy and torch.
 
-`grid` says what is measured, `workbench` runs it, `campaign` writes raw samples and resumes, `command` is
-``python -m calibrate measure``.
+`grid` says what is measured, `workbench` runs it and `collectives` what takes several devices, `campaign` writes raw
+samples and resumes, `job` is all of it: ``python -m calibrate measure``.
 """
 
 from calibrate.measure.campaign import Campaign

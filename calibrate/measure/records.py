@@ -1,9 +1,10 @@
 """Raw samples on disk: CSV tables that grow row by row, so that what was measured survives a kill.
 
-``gemm.csv``, ``attn_decode.csv``, ``attn_prefill.csv``, ``moe.csv`` and ``streams.csv`` have the columns of the public
-tables (times in µs); ``moves.csv`` holds blocks copied and swapped, ``launches.csv`` decode steps launched eagerly and
-as a graph, ``steps.jsonl`` whole steps, ``throttled.jsonl`` what was measured while the clock was down,
-``failed.jsonl`` what could not be measured and why, ``meta.json`` device, versions, model, limits, seed and ceilings.
+``gemm.csv``, ``attn_decode.csv``, ``attn_prefill.csv``, ``moe.csv``, ``streams.csv`` and ``collectives.csv`` have the
+columns of the public tables (times in µs); ``moves.csv`` holds blocks copied and swapped, ``launches.csv`` decode steps
+launched eagerly and as a graph, ``steps.jsonl`` whole steps, ``throttled.jsonl`` what was measured while the clock was
+down, ``failed.jsonl`` what could not be measured and why, ``meta.json`` device, versions, model, limits, seed and
+ceilings.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "streams": (("gpu", "src"), ("op", "tokens", "bytes")),
     "moves": (("gpu", "src"), ("op", "pattern", "blocks", "copies", "bytes")),
     "launches": (("gpu", "src"), ("launch", "num_seqs", "context")),
+    "collectives": (("gpu", "src", "impl"), ("op", "num_gpus", "bytes")),
 }
 """What is the same in all rows of a table, and what makes a shape."""
 IDENTITY = ("device", "model", "dtype", "seed")
@@ -91,6 +93,11 @@ class RawFolder:
         self._append(
             "failed.jsonl", json.dumps({"table": shot.table, **dict(shot.shape), "reason": reason}) + "\n"
         )
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether anything of it was measured."""
+        return any((self.path / f"{name}.csv").exists() for name in TABLES)
 
     def steps(self) -> list[dict[str, Any]]:
         """The measured steps."""

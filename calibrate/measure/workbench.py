@@ -73,8 +73,6 @@ class Workbench:
     def not_measured(self) -> dict[str, str]:
         """What this machine cannot show, and why."""
         found = {}
-        devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
-        found["collectives"] = f"{devices} device{'s' * (devices > 1)}, and the engine here runs on one"
         if self.llm.runner.graphs is None:
             found["graph launches"] = "no CUDA graphs are captured here"
         if not self.cache.num_host_blocks:

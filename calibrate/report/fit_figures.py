@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ def roofline(frames: Frames, meta: dict[str, Any]) -> Any:
     intensity = np.geomspace(0.1, 1e4, 60)
     roof = np.minimum(ceilings["gemm_flops_per_s"], intensity * ceilings["copy_bytes_per_s"])
     figure.add_trace(line(intensity, roof, "copy and large product", "#6b7a90"))
-    for place, (family, frame) in enumerate(frames.items()):
+    colours = iter(PALETTE)
+    for family, frame in frames.items():
         flops, moved = work(family, frame)
         if flops is not None:
             rate = flops / frame["seconds"].to_numpy(float)
-            figure.add_trace(markers(flops / moved, rate, family.replace("_", " "), PALETTE[place]))
+            figure.add_trace(markers(flops / moved, rate, family.replace("_", " "), next(colours)))
     figure.update_xaxes(type="log", title_text="FLOP per byte")
     figure.update_yaxes(type="log", title_text="FLOP/s")
     return laid_out(figure, 460)
@@ -56,7 +58,7 @@ def work(family: str, frame: pd.DataFrame) -> tuple[Any, Any]:
 def fitted_figure(frames: Frames) -> Any:
     """Fitted over measured time, one panel per operator."""
     figure, places = _panels(frames)
-    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
+    for (family, frame), place, colour in zip(frames.items(), places, cycle(PALETTE)):
         measured, fitted = frame["seconds"] * 1e6, frame["fitted"] * 1e6
         ends = np.array([measured.min(), measured.max()])
         figure.add_trace(line(ends, ends, "equal", "#9aa5b4"), **place)
@@ -69,7 +71,7 @@ def fitted_figure(frames: Frames) -> Any:
 def residual_figure(frames: Frames) -> Any:
     """Measured / fitted - 1 over the size of the shape, one panel per operator."""
     figure, places = _panels(frames)
-    for (family, frame), place, colour in zip(frames.items(), places, PALETTE):
+    for (family, frame), place, colour in zip(frames.items(), places, cycle(PALETTE)):
         size, unit = SIZE.get(family, ("seconds", "s"))
         off = 100 * (frame["seconds"] / frame["fitted"] - 1)
         figure.add_trace(markers(frame[size], off, family, colour), **place)

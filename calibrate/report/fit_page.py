@@ -98,7 +98,7 @@ def law_table(profile: HardwareProfile, frames: Frames) -> pd.DataFrame:
         rows.append(
             [
                 "/".join(filter(None, law.key)),
-                str(len(frames[law.family])),
+                str(int((frames[law.family]["variant"] == law.variant).sum())),
                 *("" if value == "" else f"{100 * float(value):.1f} %" for value in errors),
                 span,
             ]

@@ -18,12 +18,16 @@ def run(
     max_num_seqs: Annotated[int, typer.Option(help="Running sequences at most.")] = 64,
     max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens per step.")] = 2048,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Devices between which collectives are measured; default: all GPUs.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, inputs and order.")] = 0,
 ) -> None:
     """Measure every operator and whole steps on the bundled engine, then fit them: OUT/profile.yaml."""
     import argparse
 
-    from calibrate.measure.command import add_options, measure
+    from calibrate.measure.command import add_options
+    from calibrate.measure.job import measure
     from simulator.cli.calibrate_fit import fit_samples
 
     parser = argparse.ArgumentParser()
@@ -42,5 +46,6 @@ def run(
     ]
     stated += ["--max-num-seqs", str(max_num_seqs), "--max-num-batched-tokens", str(max_num_batched_tokens)]
     stated += [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+    stated += [] if ranks is None else ["--ranks", str(ranks)]
     measure(parser.parse_args(stated))
     fit_samples(out, out / "profile.yaml", None)

@@ -122,8 +122,8 @@ class _Plan:
     def _at_loads(
         self, llm: Any, lengths: list[tuple[int, int]], loads: str, budget: str
     ) -> dict[str, dict[str, Any]]:
-        from calibrate.measure.command import read_budget
         from calibrate.measure.loads import Loads, read_loads
+        from calibrate.measure.preparation import read_budget
         from calibrate.measure.recording import make_clock
         from calibrate.recorded import read_recording
 

@@ -13,7 +13,7 @@ import math
 
 from simulator.steptime.law_form import Number, OperatorLaw, at_least, choose, log2, p_norm
 
-__all__ = ["CUSTOM_LIMIT", "CollectiveLaw", "traffic_share"]
+__all__ = ["CUSTOM_LIMIT", "CollectiveLaw", "SendLaw", "traffic_share"]
 
 CUSTOM_LIMIT = 8 * 2**20
 """Largest message that vLLM hands to its custom all-reduce, bytes."""
@@ -76,3 +76,19 @@ def one_shot(message: Number, num_gpus: Number) -> Number:
     for count, size in reversed(ONE_SHOT):
         limit = choose(num_gpus <= count, size, limit)
     return message < limit
+
+
+class SendLaw(OperatorLaw):
+    """Seconds for argument (message bytes): from one GPU to another. Coefficients: ``t0`` s, ``eb``."""
+
+    def smooth(self, message: Number) -> Number:
+        """Latency, then the wire."""
+        return self.coefficients["t0"] + message / (self.coefficients["eb"] * self.device.link)
+
+    def coordinates(self, message: Number) -> tuple[Number, ...]:
+        """The message."""
+        return (message,)
+
+    def floor(self, message: Number) -> Number:
+        """The link's bandwidth."""
+        return message / self.device.link

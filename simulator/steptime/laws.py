@@ -10,6 +10,7 @@ the same device with every law moved within its uncertainty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hwprofiles import DTYPES, HardwareProfile, Law, canonical_dtype
 from simulator.errors import ConfigurationError
-from simulator.steptime.law_collective import CUSTOM_LIMIT, CollectiveLaw
+from simulator.steptime.law_collective import CUSTOM_LIMIT, CollectiveLaw, SendLaw
 from simulator.steptime.law_decode import DecodeKernel, DecodeLaw
 from simulator.steptime.law_draw import draw_laws, interval_factors
 from simulator.steptime.law_form import Device, Grid, Number, OperatorLaw
@@ -40,6 +41,7 @@ FAMILY_LAWS: dict[str, type[OperatorLaw]] = {
     "all_gather": CollectiveLaw,
     "reduce_scatter": CollectiveLaw,
     "all_to_all": CollectiveLaw,
+    "send_recv": SendLaw,
     "elementwise": StreamLaw,
     "kv_write": StreamLaw,
     "sampling": StreamLaw,
@@ -210,10 +212,15 @@ class LawSet:
         return law(num_tokens, hidden, inter, topk, num_experts, tp, ep, experts)
 
     def all_reduce(self, message: Number, num_gpus: int, variant: str = "auto") -> Number:
-        """Sum of *message* bytes over *num_gpus*; ``auto``: the quicker of NCCL and (up to 8 MiB) custom."""
+        """Sum of *message* bytes over *num_gpus*; ``auto``: the quicker of NCCL and (up to 8 MiB) custom.
+
+        A custom kernel that is only assumed does not beat an NCCL that was measured.
+        """
         if variant != "auto":
             return self.collective("all_reduce", message, num_gpus, variant)
         nccl = self.collective("all_reduce", message, num_gpus, "nccl")
+        if not self._custom_counts:
+            return nccl
         custom = self.collective("all_reduce", message, num_gpus, "custom")
         if isinstance(message, np.ndarray):
             return np.where(message <= CUSTOM_LIMIT, np.minimum(custom, nccl), nccl)
@@ -225,6 +232,15 @@ class LawSet:
         if num_gpus <= 1:
             return message * 0.0
         return self.bound(op, "bf16", variant)(message, num_gpus)
+
+    @cached_property
+    def _custom_counts(self) -> bool:
+        custom, nccl = (self.law("all_reduce", "bf16", variant).source.kind for variant in ("custom", "nccl"))
+        return custom != "default" or nccl == "default"
+
+    def send_recv(self, message: Number) -> Number:
+        """*message* bytes from one GPU to another, as between two stages of a pipeline."""
+        return self.bound("send_recv", "bf16")(message)
 
     def elementwise(self, moved: Number) -> Number:
         """A kernel that reads and writes *moved* bytes: norm, rotary embedding, activation, residual."""

@@ -24,6 +24,7 @@ SIZE = {
     "all_gather": ("message", "bytes"),
     "reduce_scatter": ("message", "bytes"),
     "all_to_all": ("message", "bytes"),
+    "send_recv": ("message", "bytes"),
     "swap_out": ("moved", "bytes"),
     "swap_in": ("moved", "bytes"),
     "block_copy": ("moved", "bytes"),

@@ -77,7 +77,7 @@ class Operator:
             case "sampling":
                 return laws.sampling(m, int(self.width))
             case "transfer":
-                return m * self.width / laws.link_bandwidth
+                return laws.send_recv(m * self.width)
             case _:
                 return laws.collective(self.kind, m * self.width, self.gpus)
 

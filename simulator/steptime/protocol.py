@@ -60,6 +60,9 @@ class Laws(Protocol):
     def collective(self, op: str, message: Number, num_gpus: int) -> Number:
         """``all_gather``, ``reduce_scatter`` or ``all_to_all`` of *message* bytes (the whole result)."""
 
+    def send_recv(self, message: Number) -> Number:
+        """*message* bytes from one GPU to another."""
+
     def elementwise(self, moved: Number) -> Number:
         """A kernel that reads and writes *moved* bytes."""
 

@@ -82,6 +82,10 @@ class RooflineLaws:
         """Every GPU sends (n-1)/n of the message."""
         return (num_gpus - 1) / num_gpus * message / self.link_bandwidth
 
+    def send_recv(self, message: Number) -> Number:
+        """Over the link."""
+        return message / self.link_bandwidth
+
     def elementwise(self, moved: Number) -> Number:
         """Nothing: a fused kernel keeps what it reads and writes on the chip."""
         return moved * 0.0

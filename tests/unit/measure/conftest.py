@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from calibrate.measure.campaign import Campaign, Progress
+from calibrate.measure.collectives import collective_shots
 from calibrate.measure.device import Thermometer
 from calibrate.measure.grid import Limits, operator_shots, step_shots
 from calibrate.measure.records import RawFolder
@@ -36,7 +39,7 @@ TINY = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
-PEAK, BANDWIDTH, PCIE = 2e11, 2e10, 5e9
+PEAK, BANDWIDTH, PCIE, LINK = 2e11, 2e10, 5e9, 8e9
 SOURCE = Source(kind="measured", text="known")
 KNOWN: dict[str, tuple[str, str, dict[str, float]]] = {
     "gemm": (
@@ -70,6 +73,48 @@ KNOWN: dict[str, tuple[str, str, dict[str, float]]] = {
     "swap_in": ("bf16", "copies", {"t0": 3e-5, "call": 2e-6, "eb": 0.6}),
     "block_copy": ("bf16", "copies", {"t0": 0.0, "call": 4e-6, "eb": 0.5}),
 }
+RINGS: dict[str, dict[str, float]] = {
+    name: {**ring, "shots": 1.0, "hands_over": 0.0}
+    for name, ring in {
+        "all_reduce": {
+            "t0_2": 2e-5,
+            "t0_4": 3e-5,
+            "t0_8": 5e-5,
+            "eb_2": 0.5,
+            "eb_4": 0.6,
+            "eb_8": 0.7,
+            "p": 1.3,
+        },
+        "all_gather": {
+            "t0_2": 1e-5,
+            "t0_4": 2e-5,
+            "t0_8": 4e-5,
+            "eb_2": 0.6,
+            "eb_4": 0.6,
+            "eb_8": 0.4,
+            "p": 1.1,
+        },
+        "reduce_scatter": {
+            "t0_2": 1e-5,
+            "t0_4": 2e-5,
+            "t0_8": 4e-5,
+            "eb_2": 0.5,
+            "eb_4": 0.5,
+            "eb_8": 0.5,
+            "p": 1.6,
+        },
+        "all_to_all": {
+            "t0_2": 3e-5,
+            "t0_4": 3e-5,
+            "t0_8": 3e-5,
+            "eb_2": 0.4,
+            "eb_4": 0.3,
+            "eb_8": 0.2,
+            "p": 1.0,
+        },
+    }.items()
+}
+SEND = {"t0": 1.5e-5, "eb": 0.75}
 GATHERED = {"t0": 0.0, "call": 2e-5, "eb": 0.5}
 """A swap whose blocks are collected first."""
 LIMITS = Limits(
@@ -80,6 +125,8 @@ LIMITS = Limits(
     host_blocks=256,
     block_bytes=65536,
 )
+ENGINE_LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 256}
+"""Of the real engine on this machine."""
 HOST = {"per_step_s": 8e-4, "per_seq_s": 3e-5, "per_new_token_s": 4e-6}
 
 
@@ -91,21 +138,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def known_laws() -> list[Law]:
+    """Every law of the machine."""
+    known = [(family, dtype, "", form, numbers) for family, (dtype, form, numbers) in KNOWN.items()]
+    known += [(op, "bf16", "gathered", "copies", GATHERED) for op in ("swap_out", "swap_in")]
+    known += [(op, "bf16", "nccl", "ring", ring) for op, ring in RINGS.items()]
+    known.append(("send_recv", "bf16", "", "link", SEND))
+    names = ("family", "dtype", "variant", "form", "coefficients")
+    return [Law.model_validate({**dict(zip(names, law, strict=True)), "source": SOURCE}) for law in known]
+
+
 def known_profile() -> HardwareProfile:
     """The machine as it really is."""
     host = Host(**HOST, launch_s=0.0, graph_launch_s=0.0, layer_overhead_s=0.0, source=SOURCE)
-    laws = [
-        Law(family=family, dtype=dtype, form=form, coefficients=numbers, source=SOURCE)  # type: ignore[arg-type]
-        for family, (dtype, form, numbers) in KNOWN.items()
-    ]
-    laws += [
-        Law(family=op, dtype="bf16", variant="gathered", form="copies", coefficients=GATHERED, source=SOURCE)  # type: ignore[arg-type]
-        for op in ("swap_out", "swap_in")
-    ]
     sheet = Datasheet(
         peak_flops={"bf16": PEAK, "fp16": PEAK},
         memory_bytes=2.4e10,
         memory_bandwidth=BANDWIDTH,
+        nvlink_bandwidth=LINK,
         pcie_bandwidth=PCIE,
         tdp_watts=1.0,
         num_sms=1,
@@ -129,7 +179,7 @@ def known_profile() -> HardwareProfile:
             datasheet=sheet,
             memory=memory,
             host=host,
-            laws=laws,
+            laws=known_laws(),
         )
     )
 
@@ -167,6 +217,11 @@ class KnownBench:
     def _streams(self, shot: Shot) -> float:
         own = {"kv_write": ("kv_write", "bf16"), "sampling": ("sampling", "fp32")}
         return float(self.laws.bound(*own.get(shot["op"], ("elementwise", "bf16")))(shot["bytes"]))
+
+    def _collectives(self, shot: Shot) -> float:
+        if shot["op"] == "send_recv":
+            return float(self.laws.send_recv(shot["bytes"]))
+        return float(self.laws.collective(shot["op"], shot["bytes"], shot["num_gpus"]))
 
     def _moves(self, shot: Shot) -> float:
         moved = shot["bytes"] * (2 if shot["op"] == "block_copy" else 1)
@@ -218,6 +273,7 @@ def make_campaign(bench: Any, folder: RawFolder, **options: Any) -> Campaign:
         "dtype": "bfloat16",
         "kv_dtype": "bfloat16",
         "kernel": "none",
+        "impl": "gloo",
     }
     return Campaign(bench, folder, common, options.pop("thermometer", Thermometer(lambda: None)), **options)
 
@@ -228,6 +284,33 @@ def known_raw(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     folder = RawFolder(tmp_path_factory.mktemp("raw"))
     done = folder.open(known_meta(tiny_model))
     shots = [*operator_shots(DecoderConfig.from_mapping(TINY), LIMITS), *step_shots(4)]
+    shots += [shot for shot in collective_shots(8, "cpu") if shot.level == 0]
     with open("/dev/null", "w") as quiet:  # noqa: PTH123
         make_campaign(KnownBench(tiny_model), folder).run(shots, done, float("inf"), Progress("known", quiet))
     return folder.path
+
+
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pandas", "pydantic", "scipy", "yaml", "simpy", "typer", "rich", "plotly", "fastapi"}:
+            raise ImportError(f"{name} is not on a bare machine")
+sys.meta_path.insert(0, Missing())
+from calibrate.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""`python -m calibrate` with nothing but numpy and torch."""
+
+
+@pytest.fixture(scope="session")
+def real_raw(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Raw samples of this very CPU, measured for a few seconds in a process that has nothing else installed."""
+    out = tmp_path_factory.mktemp("real")
+    options = {"device": "cpu", "model": tiny_model, "out": out, "budget": "30s", "num_gpu_blocks": 256}
+    options |= {"repeat": 0.002, "rounds": 3, **ENGINE_LIMITS}
+    stated = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-c", BARE, "measure", *stated]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    return out

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ from hypothesis import strategies as st
 
 from calibrate.measure import Limits, RawFolder, Sample, Shot, operator_shots, step_shots
 from calibrate.measure.campaign import Progress, estimate, plan_shots
-from calibrate.measure.command import read_budget
 from calibrate.measure.device import Reading, Thermometer
+from calibrate.measure.preparation import read_budget
 from calibrate.tables import read_folder
 from engine.config import DecoderConfig
 from simulator.errors import ConfigurationError
@@ -182,57 +180,14 @@ def test_bad_budgets(text: str) -> None:
         read_budget(text)
 
 
-BARE = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pandas", "pydantic", "scipy", "yaml", "simpy", "typer", "rich", "plotly", "fastapi"}:
-            raise ImportError(f"{name} is not on a bare machine")
-sys.meta_path.insert(0, Missing())
-from calibrate.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_bare_machine_measures(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_bare_machine_measures(real_raw: Path) -> None:
     """numpy and torch alone: the real kernels, a few seconds, tables that the fit reads."""
-    limits = [
-        "--max-num-seqs",
-        "4",
-        "--max-num-batched-tokens",
-        "32",
-        "--max-model-len",
-        "64",
-        "--repeat",
-        "0.001",
-    ]
-    command = [
-        "measure",
-        "--device",
-        "cpu",
-        "--model",
-        str(tiny_model),
-        "--out",
-        str(tmp_path),
-        "--budget",
-        "30s",
-        "--rounds",
-        "1",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-c", BARE, *command, *limits, "--num-gpu-blocks", "64"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    frames = read_folder(tmp_path)
+    frames = read_folder(real_raw)
     assert {"gemm", "prefill_attention", "elementwise"} <= set(frames)
     assert all((frame["seconds"] > 0).all() for frame in frames.values())
-    steps = RawFolder(tmp_path).steps()
+    steps = RawFolder(real_raw).steps()
     assert steps and all(step["seconds"] > 0 for step in steps)
-    meta = RawFolder(tmp_path).meta()
+    meta = RawFolder(real_raw).meta()
     assert meta["not_measured"]["graph launches"] == "no CUDA graphs are captured here"
     assert "collectives" in meta["not_measured"] and meta["memory"]["kv_bytes_per_block"] > 0
-    assert "swap_in,coalesced" in (tmp_path / "moves.csv").read_text()
+    assert "swap_in,coalesced" in (real_raw / "moves.csv").read_text()

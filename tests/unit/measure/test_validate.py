@@ -32,9 +32,7 @@ from simulator.steptime import StepTime  # noqa: E402
 from simulator.steptime.laws import LawSet  # noqa: E402
 from simulator.workload import Trace  # noqa: E402
 
-from .conftest import known_profile  # noqa: E402
-
-LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 256}
+from .conftest import ENGINE_LIMITS, known_profile  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def recording(tiny_model: Path) -> dict[str, Any]:
     arrivals = np.cumsum(rng.exponential(0.02, 16))
     jobs = [Job(float(at), int(rng.integers(4, 120)), int(rng.integers(1, 20))) for at in arrivals]
     torch.set_num_threads(1)
-    llm = LLM(str(tiny_model), device="cpu", load_format="dummy", num_gpu_blocks=64, **LIMITS)
+    llm = LLM(str(tiny_model), device="cpu", load_format="dummy", num_gpu_blocks=64, **ENGINE_LIMITS)
     return record_run(llm, jobs, ThreadClock())
 
 
@@ -70,7 +68,7 @@ def test_every_request_and_step_is_recorded(recording: dict[str, Any]) -> None:
     prompts = sum(request["input_length"] for request in requests)
     outputs = sum(len(request["token_times"]) for request in requests)
     assert computed == prompts + outputs - len(requests)  # the last token of each is never computed on
-    assert max(step["num_running"] for step in steps) <= LIMITS["max_num_seqs"]
+    assert max(step["num_running"] for step in steps) <= ENGINE_LIMITS["max_num_seqs"]
 
 
 def test_a_recording_travels_as_json_and_is_compared(
@@ -177,27 +175,12 @@ def test_metrics_of_the_fit_are_those_of_the_machine(
             assert ours.summary[name] == pytest.approx(theirs.summary[name], rel=0.01), name
 
 
-def test_the_simulator_predicts_the_real_engine(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_simulator_predicts_the_real_engine(tiny_model: Path, real_raw: Path, tmp_path: Path) -> None:
     """Calibrate on this CPU for a few seconds, then predict a run the fit has not seen: within a factor, loosely."""
-    from calibrate.__main__ import main
-
-    limits = [f"--{name.replace('_', '-')}={value}" for name, value in LIMITS.items()]
-    command = [
-        "measure",
-        "--device",
-        "cpu",
-        "--model",
-        str(tiny_model),
-        "--out",
-        str(tmp_path),
-        "--budget",
-        "20s",
-    ]
-    assert main([*command, "--repeat", "0.002", "--rounds", "3", "--num-gpu-blocks", "256", *limits]) == 0
-    fit = fit_raw(tmp_path, tmp_path / "here.yaml")
+    fit = fit_raw(real_raw, tmp_path / "here.yaml")
     rng = np.random.default_rng(4)
     jobs = [Job(0.01 * i, int(rng.integers(4, 120)), int(rng.integers(1, 20))) for i in range(24)]
-    llm = LLM(str(tiny_model), device="cpu", load_format="dummy", num_gpu_blocks=256, **LIMITS)
+    llm = LLM(str(tiny_model), device="cpu", load_format="dummy", num_gpu_blocks=256, **ENGINE_LIMITS)
     comparison = compare_run(record_run(llm, jobs, ThreadClock()), str(fit.path))
     assert abs(comparison.error("duration", "total")) < 0.6
     assert abs(comparison.error("tpot", "mean")) < 0.6
