@@ -1,9 +1,14 @@
-"""What every serving system must keep, whatever its policy."""
+"""What every serving system must keep, whatever its policy.
+
+Each system runs `SEEDS` random traces once as it is (`ran`); what must hold of a run, and what must be the same as
+when every iteration is stepped or every sequence is looked at, is then read from these.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,7 +49,12 @@ SWITCHES = (
     ("router_token_ratio", 0.5),
     ("prefill_chunking", False),
 )
-systems = pytest.mark.parametrize("system", variants(), ids=lambda system: system.name)
+systems = pytest.mark.parametrize(
+    "system",
+    [pytest.param(s, id=s.name, marks=pytest.mark.xdist_group(s.name)) for s in variants()],
+)
+"""The tests of a system run in one process: they share its runs."""
+SEEDS = range(10)
 relaxed = settings(
     max_examples=12,
     deadline=None,
@@ -52,6 +62,26 @@ relaxed = settings(
     derandomize=True,
 )
 seeds = st.integers(0, 10_000)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[tuple[str, int], Any]:
+    return {}
+
+
+@pytest.fixture
+def ran(runs: dict[tuple[str, int], Any], run_small: Any, random_trace: Any) -> Callable[[System, int], Any]:
+    """``ran(system, seed)``: a random trace and what `run_small` makes of it, at loads of 0.2 to 3."""
+
+    def once(system: System, seed: int) -> Any:
+        key = system.name, seed
+        if key not in runs:
+            rng = np.random.default_rng(seed)
+            trace = random_trace(rng, 40, load=float(rng.uniform(0.2, 3)))
+            runs[key] = trace, run_small(system, trace)
+        return runs[key]
+
+    return once
 
 
 def drive(scheduler: Any, requests: list[Request], lengths: dict[Request, int], check: Any) -> None:
@@ -148,63 +178,53 @@ def test_every_request_ends_and_every_block_returns(system: System, make_small: 
 
 
 @systems
-@relaxed
-@given(seed=seeds)
-def test_skipping_makes_the_same_decisions_as_stepping(
-    system: System, run_small: Any, random_trace: Any, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    trace = random_trace(rng, 40, load=float(rng.uniform(0.2, 3)))
-    skipped, fast, _ = run_small(system, trace)
-    stepped, slow, _ = run_small(system, trace, stepped=True)
-    assert np.array_equal(skipped.status, stepped.status)
-    assert np.array_equal(skipped.num_preemptions, stepped.num_preemptions)
-    assert np.array_equal(skipped.cached_tokens, stepped.cached_tokens)
-    assert np.array_equal(skipped.output_length, stepped.output_length)
-    for name in ("first_scheduled_time", "first_token_time", "finish_time"):
-        np.testing.assert_allclose(getattr(skipped, name), getattr(stepped, name), rtol=1e-9, atol=0)
-    assert fast[0].series.sum("iterations") == slow[0].series.sum("iterations")
-    used = [run[0].series.mean("kv_blocks_used") for run in (fast, slow)]
-    assert used[0] == pytest.approx(used[1], rel=0.03)  # blocks are whole, their growth is taken for a line
-    assert fast[0].itl.total == slow[0].itl.total
-    assert fast[0].itl.mean == pytest.approx(slow[0].itl.mean, rel=1e-8, nan_ok=True)
+def test_skipping_makes_the_same_decisions_as_stepping(system: System, ran: Any, run_small: Any) -> None:
+    for seed in SEEDS:
+        trace, (skipped, fast, _) = ran(system, seed)
+        stepped, slow, _ = run_small(system, trace, stepped=True)
+        for name in ("status", "num_preemptions", "cached_tokens", "output_length"):
+            assert np.array_equal(getattr(skipped, name), getattr(stepped, name)), (name, seed)
+        for name in ("first_scheduled_time", "first_token_time", "finish_time"):
+            np.testing.assert_allclose(getattr(skipped, name), getattr(stepped, name), rtol=1e-9, atol=0)
+        assert fast[0].series.sum("iterations") == slow[0].series.sum("iterations")
+        used = [run[0].series.mean("kv_blocks_used") for run in (fast, slow)]
+        assert used[0] == pytest.approx(
+            used[1], rel=0.03
+        )  # blocks are whole, their growth is taken for a line
+        assert fast[0].itl.total == slow[0].itl.total
+        assert fast[0].itl.mean == pytest.approx(slow[0].itl.mean, rel=1e-8, nan_ok=True)
 
 
 @systems
-@relaxed
-@given(seed=seeds)
 def test_counting_makes_the_same_decisions_as_looking_one_by_one(
-    system: System, make_small: Any, run_small: Any, random_trace: Any, seed: int, monkeypatch: Any
+    system: System, ran: Any, run_small: Any, monkeypatch: Any
 ) -> None:
-    trace = random_trace(np.random.default_rng(seed), 40)
-    counted, _, _ = run_small(system, trace)
+    counted = [ran(system, seed) for seed in SEEDS]
     original = System.scheduler
-    with monkeypatch.context() as patch:
-        patch.setattr(System, "scheduler", lambda self, **kw: original(self, **{**kw, "explicit": True}))
+    monkeypatch.setattr(System, "scheduler", lambda self, **kw: original(self, **{**kw, "explicit": True}))
+    for seed, (trace, (records, _, _)) in zip(SEEDS, counted, strict=True):
         explicit, _, _ = run_small(system, trace)
-    for name in ("status", "num_preemptions", "cached_tokens"):
-        assert np.array_equal(getattr(counted, name), getattr(explicit, name)), name
-    np.testing.assert_allclose(counted.finish_time, explicit.finish_time, rtol=1e-9)
+        for name in ("status", "num_preemptions", "cached_tokens"):
+            assert np.array_equal(getattr(records, name), getattr(explicit, name)), (name, seed)
+        np.testing.assert_allclose(records.finish_time, explicit.finish_time, rtol=1e-9)
 
 
 @systems
-@relaxed
-@given(seed=seeds)
-def test_tokens_are_conserved(system: System, run_small: Any, random_trace: Any, seed: int) -> None:
-    trace = random_trace(np.random.default_rng(seed), 40)
-    records, replicas, _ = run_small(system, trace)
-    done = records.status == FINISHED
-    assert np.all(done | (records.status == REJECTED))
-    assert np.array_equal(records.output_length[done], trace.output_length[done])
-    assert replicas[0].itl.total == int((trace.output_length[done] - 1).sum())
-    assert np.all(records.first_token_time[done] <= records.finish_time[done])
-    assert np.all(records.arrival_time[done] <= records.first_token_time[done])
+def test_tokens_are_conserved(system: System, ran: Any) -> None:
+    for seed in SEEDS:
+        trace, (records, replicas, _) = ran(system, seed)
+        done = records.status == FINISHED
+        assert np.all(done | (records.status == REJECTED)), seed
+        assert np.array_equal(records.output_length[done], trace.output_length[done])
+        assert replicas[0].itl.total == int((trace.output_length[done] - 1).sum())
+        assert np.all(records.first_token_time[done] <= records.finish_time[done])
+        assert np.all(records.arrival_time[done] <= records.first_token_time[done])
 
 
 @systems
-def test_a_run_is_a_function_of_its_input(system: System, run_small: Any, random_trace: Any) -> None:
-    trace = random_trace(np.random.default_rng(1), 60)
-    first, second = run_small(system, trace)[0], run_small(system, trace)[0]
+def test_a_run_is_a_function_of_its_input(system: System, ran: Any, run_small: Any) -> None:
+    trace, (first, _, _) = ran(system, SEEDS[0])
+    second = run_small(system, trace)[0]
     assert first.finish_time.tobytes() == second.finish_time.tobytes()
     assert first.cached_tokens.tobytes() == second.cached_tokens.tobytes()
 
