@@ -69,20 +69,24 @@ def test_greedy_text_under_pressure_and_again(tiny: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_samples_depend_on_seed_and_prompt_alone(tiny: Any, name: str) -> None:
-    model = tiny("qwen2")
-    params = SamplingParams(n=2, temperature=0.8, top_p=0.9, seed=3, max_tokens=12, ignore_eos=True)
-    prompts = prompts_of(4)
-    llm = make_llm(model, name, 60)
+def test_samples_depend_on_seed_and_prompt_alone(tiny: Any, name: str, samples_of_vllm: Any) -> None:
+    llm = make_llm(tiny("qwen2"), name, 60)
     try:
-        outputs = llm.generate(prompts, params)
+        outputs = llm.generate(prompts_of(4), SAMPLES)
     except CapacityError as error:
         pytest.skip(str(error))  # a system of fewer slots than samples
-    reference = make_llm(model, "vllm", 400).generate(prompts, params)
-    assert [[s.token_ids for s in o.outputs] for o in outputs] == [
-        [s.token_ids for s in o.outputs] for o in reference
-    ]
+    assert [[sample.token_ids for sample in output.outputs] for output in outputs] == samples_of_vllm
     nothing_is_held(llm)
+
+
+SAMPLES = SamplingParams(n=2, temperature=0.8, top_p=0.9, seed=3, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def samples_of_vllm(tiny: Any) -> list[list[list[int]]]:
+    """With room for all of them at once."""
+    found = make_llm(tiny("qwen2"), "vllm", 400).generate(prompts_of(4), SAMPLES)
+    return [[sample.token_ids for sample in output.outputs] for output in found]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

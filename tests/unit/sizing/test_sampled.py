@@ -106,7 +106,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 def test_by_simulation_the_winner_is_that_of_exhaustive_search() -> None:
     space = SearchSpace(MODEL, ("h100", "l40s"), ("vllm",), (1, 2), (None, "fp8"), (None,), (None,))
-    search = Search(trace(200), SLO, space, requests=150, confirm_runs=2, method="optuna", trials=5)
+    search = Search(trace(150), SLO, space, requests=100, confirm_runs=2, method="optuna", trials=5)
     drawn, every = search.run(), replace(search, method="exhaustive").run()
     assert drawn.best.candidate == every.best.candidate
     assert drawn.best.replicas == every.best.replicas
