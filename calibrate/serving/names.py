@@ -6,6 +6,7 @@ A GPU label is split into words; a profile fits when the label holds all words o
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -141,14 +142,33 @@ def find_serving_system(label: str, version: str = "") -> SystemChoice:
     if family is None:
         raise UnknownNameError("system", label, [system.name for system in list_systems()])
     newest = find_system(family)
-    costs = newest.traits
-    if _numbers(version) and any(name.startswith(f"{costs}-") for name in list_traits()):
-        costs = nearest_traits(f"{costs}-{version}")
+    costs, release = newest.traits, _release(family, version)
+    if _numbers(release) and any(name.startswith(f"{costs}-") for name in list_traits()):
+        costs = nearest_traits(f"{costs}-{release}")
     known = [s for s in list_systems() if s.name == family or s.name.startswith(f"{family}-")]
-    system = next((s for s in known if s.traits == costs), newest)
+    alike = [s for s in known if s.traits == costs] or [newest]
+    system = min(alike, key=lambda s: _distance_of(s.version, release))
     stated = f"{label} {version}" if version else f"{label} without version"
     note = f"{stated}: modelled as {system.name} {system.version}, host costs of {costs}"
     return SystemChoice(system.name, family, costs, note)
+
+
+RELEASED = {"vllm": {"2023": "0.2"}}
+"""What was current in a year, for publications that date their version: vLLM 0.3 came out in January 2024."""
+
+
+def _release(family: str, version: str) -> str:
+    """*version*, or the one that was current in the year it names."""
+    year = re.search(r"\b20\d\d\b", version)
+    return RELEASED.get(family, {}).get(year[0], version) if year and not _numbers(version) else version
+
+
+def _distance_of(ours: str, stated: str) -> float:
+    """How far two versions are apart; nought where none is stated, without end where ours is a commit."""
+    first, second = _numbers(ours), _numbers(stated)
+    if not second:
+        return 0.0
+    return abs(100 * (first[0] - second[0]) + first[1] - second[1]) if first else math.inf
 
 
 def _numbers(text: str) -> tuple[int, ...]:
