@@ -89,6 +89,7 @@ def _datasheet(row: dict[str, str], entry: Entry, number: Callable[[str], float 
         * 2**30,  # a "GB" of GPU memory is 2^30 bytes, except B300's
         "memory_bandwidth": (number("mem_bw_gbs") or 0.0) * 1e9,
         "nvlink_bandwidth": None if nvlink is None else nvlink * 1e9 / 2,  # both directions to one
+        "nvlink_bridge": entry.bridge,
         "pcie_bandwidth": PCIE_BYTES_PER_S[row["pcie"]],
         "tdp_watts": number("tdp_w"),
         "num_sms": int(sms or 0),

@@ -28,6 +28,10 @@ PEER = "aiconfigurator's element-wise rule, bytes / (0.8 W) + 3 us"
 MID = "mid-field of the measured devices"
 RING = "ring over the datasheet link at 0.8 of its rate"
 LINK = "the datasheet's link, no latency"
+OVER_PCIE = (
+    "ring over PCIe: latency as measured on an L40S box, bandwidth from published runs on L40S, A100 PCIe and RTX PRO "
+    "6000 with 2 to 8 GPUs (sim calibrate fit-links)"
+)
 SAMPLER = "logits read five times in fp32 by sort-free kernels, assumed"
 PINNED = (
     "0.8 of the datasheet's PCIe rate between pinned host memory and the device, no cost of a call, assumed"
@@ -37,6 +41,7 @@ STREAMED = {"t0": 0.0, "call": 0.0, "eb": 0.8}
 SHARES = {"eb_2": 0.8, "eb_4": 0.8, "eb_8": 0.8, "p": 1.0}
 NCCL = {"t0_2": 7e-6, "t0_4": 1.1e-5, "t0_8": 1.8e-5, **SHARES}
 CUSTOM = {"t0_2": 4.5e-6, "t0_4": 5e-6, "t0_8": 6e-6, **SHARES}
+PCIE = {"t0_2": 6.5e-6, "t0_4": 1.05e-5, "t0_8": 1.95e-5, "eb_2": 0.52, "eb_4": 0.52, "eb_8": 0.52, "p": 0.8}
 EAGER = {"t0_2": 2.1e-5, "t0_4": 2.2e-5, "t0_8": 2.4e-5, **SHARES}
 TILED = {
     "t0": 4.0e-6,
@@ -63,7 +68,11 @@ DEFAULT_LAWS: tuple[Law, ...] = (
     default_law("all_reduce", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
     default_law("all_reduce", "bf16", "ring", RING, 0.3, CUSTOM, "custom"),
     default_law("all_reduce", "bf16", "ring", RING, 0.3, EAGER, "custom_eager"),
+    default_law("all_reduce", "bf16", "ring", OVER_PCIE, 0.3, PCIE, "pcie"),
     default_law("all_gather", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
+    default_law("all_gather", "bf16", "ring", OVER_PCIE, 0.3, PCIE, "pcie"),
+    default_law("reduce_scatter", "bf16", "ring", OVER_PCIE, 0.3, PCIE, "pcie"),
+    default_law("all_to_all", "bf16", "ring", OVER_PCIE, 0.3, PCIE, "pcie"),
     default_law("reduce_scatter", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
     default_law("all_to_all", "bf16", "ring", RING, 0.3, NCCL, "nccl"),
     *(

@@ -155,17 +155,24 @@ def _scaled(law: Law, text: str) -> Law:
 
 
 def _on_other_sms(law: Law, relative: HardwareProfile, profile: HardwareProfile) -> Law:
-    """*law* for SMs with less arithmetic than the relative's.
+    """*law* of products for SMs with less arithmetic than the relative's, or with more power for it.
 
     A small tile is held up by what moves on the chip, not by arithmetic: where an SM computes less, the same tile
     reaches more of its peak. Measured fp8 GEMMs of H20, whose SMs do a quarter of H100's arithmetic, reach 3.5 and 3.8
     times H100's share of the peak with small tiles; the ratio of the peaks per SM is 3.95.
+
+    A large product of a card that is held back by its power limit reaches a share of the peak that follows the power
+    per peak FLOP. L40S (350 W for 362 TFLOP/s) is such a card: 0.68 of its peak at 1,024 tokens, 0.58 at 8,192. RTX PRO
+    6000 has 1.33 times the power per FLOP: by this rule 0.86, measured 0.86 and 0.89 (products of 4,096 and 8,192 in
+    bf16, zzc0721/torch-performance-test-data issue 162).
     """
     if law.family != "gemm":
         return law
     dtype = "bf16" if "bf16" in relative.peak_flops and "bf16" in profile.peak_flops else "fp16"
-    per_sm = [device.peak_flops[dtype] / device.num_sms for device in (relative, profile)]
-    ratio = per_sm[0] / per_sm[1]
+    less, spare = (
+        getter(relative, dtype) / getter(profile, dtype) for getter in (_arithmetic_per_sm, _flops_per_watt)
+    )
+    ratio = max(less, spare if relative.name in POWER_LIMITED else 1.0)
     if ratio < LESS_ARITHMETIC:
         return law
     coefficients = {
@@ -175,9 +182,21 @@ def _on_other_sms(law: Law, relative: HardwareProfile, profile: HardwareProfile)
     return law.model_copy(update={"coefficients": coefficients, "residual": None})
 
 
+def _arithmetic_per_sm(profile: HardwareProfile, dtype: str) -> float:
+    return profile.peak_flops[dtype] / profile.num_sms
+
+
+def _flops_per_watt(profile: HardwareProfile, dtype: str) -> float:
+    return profile.peak_flops[dtype] / profile.tdp_watts
+
+
 LESS_ARITHMETIC = 1.3
-"""Ratio of the peaks per SM from which tiles are taken to be held up less."""
-BEST_EFFICIENCY = 0.88
-"""Share of the peak that the best tile of a measured device reaches (H20, fp8)."""
+"""Ratio of the peaks per SM, or per watt, from which tiles are taken to be held up less."""
+POWER_LIMITED = ("l40s-48gb",)
+"""Measured devices whose share of the peak falls as products grow beyond what any tile explains."""
+BEST_EFFICIENCY = 0.745
+"""Share of the peak up to which a tile's efficiency is raised: with all seven at it the law, a soft best of them,
+reaches 0.95, as do the best of the measured products of H20 in fp8 (RTX 4090 in bf16: 0.92 to 1.0,
+zzc0721/torch-performance-test-data issue 78)."""
 SCALED_SPREAD = 0.15
 """Least spread of ln(measured / predicted) granted to a law carried over from another device."""

@@ -12,7 +12,7 @@ residual on at most 200 knots.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -66,6 +66,8 @@ class Datasheet(Record):
     """HBM or GDDR bandwidth, B/s."""
     nvlink_bandwidth: Positive | None = None
     """GPU-to-GPU link of one device, one direction, B/s; none where there is no such link."""
+    nvlink_bridge: Literal["optional", "fitted"] | None = None
+    """NVLink joins two cards by a bridge, which boxes may have or which the card is sold with; none: all of a node."""
     pcie_bandwidth: Positive
     """One direction, B/s."""
     tdp_watts: Positive
@@ -256,6 +258,13 @@ class HardwareProfile(Record):
     def has_nvlink(self) -> bool:
         """Whether GPUs reach each other without PCIe."""
         return self.datasheet.nvlink_bandwidth is not None
+
+    @property
+    def interconnect(self) -> str:
+        """How GPUs of a box reach each other where nobody says: as in `simulator.steptime.interconnect`."""
+        if not self.has_nvlink or self.datasheet.nvlink_bridge == "optional":
+            return "pcie"
+        return "nvlink-bridge" if self.datasheet.nvlink_bridge else "nvlink"
 
     @property
     def link_bandwidth(self) -> float:

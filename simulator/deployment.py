@@ -26,6 +26,7 @@ from simulator.scheduling import Scheduler
 from simulator.scheduling.system import Device, System, find_system
 from simulator.speculation import Speculation, SpeculationPlan, Stated, plan_speculation
 from simulator.steptime import Parallelism, StepTime, load_traits
+from simulator.steptime.interconnect import InterconnectName, find_interconnect
 from simulator.steptime.kernels import Kernels
 from simulator.steptime.laws import LawSet
 from simulator.steptime.offload import OffloadedStepTime
@@ -80,6 +81,10 @@ class Deployment(Techniques):
     pipeline_parallel_size: int = Field(1, ge=1, le=64)
     data_parallel_size: int = Field(1, ge=1, le=1024)
     expert_parallel_size: int = Field(1, ge=1, le=1024)
+    interconnect: InterconnectName | None = None
+    """How the GPUs of a box reach each other; None: what the card comes with."""
+    interconnect_bandwidth: float | None = Field(None, gt=0)
+    """Bus bandwidth of a ring over PCIe, GB/s, as ``all_reduce_perf`` prints it."""
     num_replicas: int = Field(1, ge=1, le=10_000)
     dtype: str | None = None
     kv_cache_dtype: str | None = None
@@ -179,7 +184,10 @@ class Deployment(Techniques):
         elif plan is not None and plan.speculation.method not in system.speculation_ahead:
             traits = replace(traits, overlap=False)
         traits = traits_of(self, traits, kernels, profile, parallelism.tp)
-        parts = (model, LawSet.from_profile(profile), parallelism, traits, precision, kernels)
+        box = find_interconnect(profile, self.interconnect, self.interconnect_bandwidth)
+        if parallelism.num_gpus > 1 and self.interconnect is None:
+            chosen.append(f"interconnect: {box.name} (as {profile.name} comes)")
+        parts = (model, LawSet.from_profile(profile, box), parallelism, traits, precision, kernels)
         return Resolved(
             deployment=self,
             model=model,

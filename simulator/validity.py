@@ -77,7 +77,8 @@ def laws_used(steptime: StepTime) -> list[Law]:
     families = ("decode_attention", "prefill_attention")
     keys = [(family, cache, "") for family in families for cache in kv_laws(steptime.precision)]
     if steptime.parallelism.context_ranks > 1:
-        keys += [("all_gather", "bf16", "nccl"), ("reduce_scatter", "bf16", "nccl")]
+        ranks = steptime.parallelism.context_ranks
+        keys += [(op, "bf16", laws.ring(ranks)) for op in ("all_gather", "reduce_scatter")]
     for operator in steptime.operators:
         match operator.kind:
             case "gemm" | "moe":
@@ -87,11 +88,11 @@ def laws_used(steptime: StepTime) -> list[Law]:
             case "sampling":
                 keys.append(("sampling", "fp32", ""))
             case "all_reduce":
-                keys += [("all_reduce", "bf16", "nccl"), ("all_reduce", "bf16", "custom")]
+                keys += [("all_reduce", "bf16", name) for name in laws.reducers(operator.gpus)]
             case "transfer":
                 keys.append(("send_recv", "bf16", ""))
             case "all_gather" | "reduce_scatter":
-                keys.append((operator.kind, "bf16", "nccl"))
+                keys.append((operator.kind, "bf16", laws.ring(operator.gpus)))
     return [laws.law(*key) for key in dict.fromkeys(keys)]
 
 

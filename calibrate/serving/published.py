@@ -126,7 +126,8 @@ def _case(rows: list[Row]) -> Case:
         data_parallel_size=int(_number(row["dp"]) or 1),
         dtype=dtype,
         kv_cache_dtype=_kv_dtype(row),
-        **_limits(choice, trace, batch),
+        interconnect=_interconnect(row),
+        **_limits(choice, trace, batch, spec.max_position_embeddings),
     )
     return Case(
         trace=trace,
@@ -151,6 +152,13 @@ def _measured(row: dict[str, Any], trace: Trace) -> tuple[str, float]:
     if metric == "e2e_latency" and row["scope"] == "batch":
         metric = "makespan"
     return metric, value
+
+
+def _interconnect(row: dict[str, Any]) -> str | None:
+    """How the row says its GPUs are joined; None where it leaves that open."""
+    if "NVLink pairs" in _text(row["gpu"]):
+        return "nvlink-bridge"
+    return "pcie" if "PCIe, not NVLink" in _text(row.get("notes")) else None
 
 
 def _kv_dtype(row: dict[str, Any]) -> str | None:
@@ -205,8 +213,9 @@ LOAD_TRACES: dict[str, Callable[[dict[str, Any], int, int], tuple[Trace, int | N
 }
 
 
-def _limits(choice: SystemChoice, trace: Trace, batch: int | None) -> dict[str, Any]:
-    """What a static batch implies; the system's own defaults otherwise."""
+def _limits(choice: SystemChoice, trace: Trace, batch: int | None, context: int) -> dict[str, Any]:
+    """What a static batch implies; the system's own defaults otherwise. vLLM before V1 takes prompts whole, so that a
+    step holds the model's *context*."""
     tokens = (
         LEAST_TOKENS if batch is None else max(LEAST_TOKENS, int(trace.input_length[:batch].sum()) + batch)
     )
@@ -214,6 +223,8 @@ def _limits(choice: SystemChoice, trace: Trace, batch: int | None) -> dict[str, 
         stated = {} if batch is None else {"max_batch_size": batch}
         return {"options": {"enable_block_reuse": False, "max_num_tokens": tokens, **stated}}
     if choice.system.startswith("vllm") and batch is not None:
+        if choice.traits == "vllm-v0":
+            tokens = max(tokens, context)
         return {"max_num_seqs": batch, "max_num_batched_tokens": tokens}
     return {}
 

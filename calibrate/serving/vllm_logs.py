@@ -19,6 +19,7 @@ import pandas as pd
 
 from calibrate.serving.case import Case, CaseSet, reason_of
 from calibrate.serving.names import find_gpu, find_model, find_serving_system
+from hwprofiles import load_profile
 from simulator.deployment import Deployment
 from simulator.errors import InputError, SimError
 from simulator.models import load_model
@@ -63,6 +64,7 @@ def _case(folder: Path) -> Case:
         enable_prefix_caching=True,
         gpu_memory_utilization=float(engine.get("gpu_memory_utilization") or 0.9),
         num_gpu_blocks=_blocks(config),
+        interconnect_bandwidth=_link_gbs(folder, gpu) if tp * dp > 1 else None,
     )
     per_request = {
         "ttft": (requests.first_token_s - requests.queued_s).to_numpy(float),
@@ -100,10 +102,21 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _cluster(folder: Path) -> dict[str, Any]:
+    """What is recorded of the box beside the run; empty where nothing is."""
+    path = folder / "llmservingsim_cluster_config.json"
+    return _json(path) if path.exists() else {}
+
+
+def _link_gbs(folder: Path, gpu: str) -> float | None:
+    """Bandwidth between two GPUs of a box without NVLink, GB/s, where it was recorded."""
+    recorded = _cluster(folder).get("link_bw")
+    return None if recorded is None or load_profile(gpu).has_nvlink else float(recorded)
+
+
 def _gpu_label(folder: Path, config: dict[str, Any]) -> str:
     """The device: recorded in the configuration or beside it, else the first word of the folder's name."""
-    cluster = folder / "llmservingsim_cluster_config.json"
-    recorded = config.get("gpu") or (_find(_json(cluster), "hardware") if cluster.exists() else None)
+    recorded = config.get("gpu") or _find(_cluster(folder), "hardware")
     return str(recorded or folder.name.split("_")[0])
 
 

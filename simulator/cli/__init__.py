@@ -13,6 +13,7 @@ import typer
 from simulator.cli import (
     calibrate_fit,
     calibrate_host,
+    calibrate_links,
     calibrate_observe,
     calibrate_predict,
     calibrate_run,
@@ -58,6 +59,7 @@ calibrate.command("observe")(calibrate_observe.observe)
 calibrate.command("import")(calibrate_observe.import_results)
 calibrate.command("fit-host")(calibrate_host.fit_host)
 calibrate.command("predict")(calibrate_predict.predict)
+calibrate.command("fit-links")(calibrate_links.fit_links)
 calibrate.command("fit-serving")(calibrate_serving.fit_serving)
 validate = typer.Typer(help="Hold predictions against measurements.", no_args_is_help=True)
 validate.command("operators")(validate_operators.operators)

@@ -49,6 +49,12 @@ def estimate(
     expert_parallel_size: Annotated[
         int, typer.Option("--expert-parallel-size", "--ep", help="Ranks that hold whole experts.")
     ] = 1,
+    interconnect: Annotated[
+        str | None, typer.Option(help="How the GPUs of a box are joined: nvlink, nvlink-bridge or pcie.")
+    ] = None,
+    interconnect_bandwidth: Annotated[
+        float | None, typer.Option(help="Bus bandwidth of all-reduces over PCIe, GB/s.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="Format of keys and values.")] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of the memory to use.")] = None,
@@ -75,6 +81,8 @@ def estimate(
         "pipeline_parallel_size": pipeline_parallel_size,
         "data_parallel_size": data_parallel_size,
         "expert_parallel_size": expert_parallel_size,
+        "interconnect": interconnect,
+        "interconnect_bandwidth": interconnect_bandwidth,
         "dtype": dtype,
         "kv_cache_dtype": kv_cache_dtype,
         "gpu_memory_utilization": gpu_memory_utilization,

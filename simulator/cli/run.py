@@ -67,6 +67,16 @@ def run(
             "--expert-parallel-size", "--ep", help="Ranks that hold whole experts.", rich_help_panel=WHERE
         ),
     ] = None,
+    interconnect: Annotated[
+        str | None,
+        typer.Option(
+            help="How the GPUs of a box are joined: nvlink, nvlink-bridge or pcie.", rich_help_panel=WHERE
+        ),
+    ] = None,
+    interconnect_bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Bus bandwidth of all-reduces over PCIe, GB/s.", rich_help_panel=WHERE),
+    ] = None,
     num_replicas: Annotated[
         int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)
     ] = None,
@@ -277,6 +287,8 @@ DEPLOYMENT_OPTIONS = (
     "pipeline_parallel_size",
     "data_parallel_size",
     "expert_parallel_size",
+    "interconnect",
+    "interconnect_bandwidth",
     "num_replicas",
     "router",
     "dtype",

@@ -10,6 +10,7 @@ beats the ring's bound.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from simulator.steptime.law_form import Number, OperatorLaw, at_least, choose, log2, p_norm
 
@@ -52,6 +53,11 @@ class CollectiveLaw(OperatorLaw):
             latency = latency + choose(message >= CUSTOM_LIMIT, self.coefficients["relay"], 0.0)
         wire = traffic / (self._at("eb", num_gpus) * self.device.link)
         return p_norm(latency, wire, self.coefficients["p"])
+
+    def as_stated(self, bus_bandwidth: float) -> None:
+        """Take *bus_bandwidth* (B/s) of large messages, whatever the number of GPUs, instead of shares of the link."""
+        self.device = replace(self.device, link=bus_bandwidth)
+        self.coefficients |= dict.fromkeys(("eb_2", "eb_4", "eb_8"), 1.0)
 
     def _at(self, name: str, num_gpus: Number) -> Number:
         """Coefficient *name* at *num_gpus*, interpolated geometrically."""

@@ -10,6 +10,7 @@ the same device with every law moved within its uncertainty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from hwprofiles import DTYPES, HardwareProfile, Law, canonical_dtype
 from simulator.errors import ConfigurationError
+from simulator.steptime.interconnect import Interconnect, host_rate
 from simulator.steptime.law_collective import CUSTOM_LIMIT, CollectiveLaw, SendLaw
 from simulator.steptime.law_decode import DecodeKernel, DecodeLaw
 from simulator.steptime.law_draw import draw_laws, interval_factors
@@ -55,6 +57,10 @@ PEAK_FALLBACK = {"fp4": "bf16", "fp8": "bf16", "int8": "bf16", "bf16": "fp16", "
 fp16."""
 
 
+PCIE = "pcie"
+"""Variant of a collective's law for a ring over PCIe."""
+
+
 def peak_flops(profile: HardwareProfile, dtype: str) -> float:
     """Dense peak on which a product in *dtype* runs on the device, FLOP/s."""
     compute = DTYPES[canonical_dtype(dtype)].compute
@@ -65,8 +71,8 @@ def peak_flops(profile: HardwareProfile, dtype: str) -> float:
     raise ConfigurationError(f"{profile.name} has no peak for {dtype}")
 
 
-def law_device(profile: HardwareProfile, family: str, dtype: str) -> Device:
-    """The datasheet as a law of *family* and *dtype* sees it; attention multiplies in bf16 whatever the
+def law_device(profile: HardwareProfile, family: str, dtype: str, variant: str = "") -> Device:
+    """The datasheet as a law of *family*, *dtype* and *variant* sees it; attention multiplies in bf16 whatever the
     cache."""
     compute = dtype if family in ("gemm", "moe") else "bf16"
     crossed = {
@@ -77,7 +83,7 @@ def law_device(profile: HardwareProfile, family: str, dtype: str) -> Device:
     return Device(
         peak=peak_flops(profile, compute),
         bandwidth=profile.memory_bandwidth,
-        link=crossed.get(family, profile.link_bandwidth),
+        link=host_rate(profile) if variant == PCIE else crossed.get(family, profile.link_bandwidth),
         num_sms=profile.num_sms,
     )
 
@@ -88,7 +94,7 @@ def bind(profile: HardwareProfile, law: Law, scale: float = 1.0) -> OperatorLaw:
     return FAMILY_LAWS[law.family](
         law.coefficients,
         law.family if collective else law.dtype,
-        law_device(profile, law.family, law.dtype),
+        law_device(profile, law.family, law.dtype, law.variant),
         None if law.residual is None else Grid(law.residual),
         scale,
     )
@@ -103,11 +109,17 @@ class LawSet:
     True
     """
 
-    def __init__(self, profile: HardwareProfile, scales: dict[Key, float] | None = None) -> None:
+    def __init__(
+        self,
+        profile: HardwareProfile,
+        scales: dict[Key, float] | None = None,
+        interconnect: Interconnect | None = None,
+    ) -> None:
         self.profile = profile
+        self.interconnect = interconnect or Interconnect(profile.interconnect)
         self.bandwidth = profile.memory_bandwidth
         """Memory, B/s."""
-        self.link_bandwidth = profile.link_bandwidth
+        self.link_bandwidth = self.interconnect.link_bandwidth(profile)
         """GPU to GPU, one direction, B/s."""
         self._laws = {law.key: law for law in profile.laws}
         self._scales = scales or {}
@@ -115,20 +127,19 @@ class LawSet:
         self._decode: dict[tuple[int, int, int, str], DecodeKernel] = {}
 
     def __eq__(self, other: object) -> bool:
-        """Whether *other* gives the same seconds: laws of an equal profile, scaled alike."""
+        """Whether *other* gives the same seconds: laws of an equal profile in an equal box, scaled alike."""
         if not isinstance(other, LawSet):
             return NotImplemented
-        return self._scales == other._scales and (
-            self.profile is other.profile or self.profile == other.profile
-        )
+        alike = self._scales == other._scales and self.interconnect == other.interconnect
+        return alike and (self.profile is other.profile or self.profile == other.profile)
 
     def __hash__(self) -> int:
         return hash(self.profile.name)
 
     @classmethod
-    def from_profile(cls, profile: HardwareProfile) -> LawSet:
-        """The laws of *profile*, bound to its datasheet."""
-        return cls(profile)
+    def from_profile(cls, profile: HardwareProfile, interconnect: Interconnect | None = None) -> LawSet:
+        """The laws of *profile*, bound to its datasheet, in a box with *interconnect* (else the card's own)."""
+        return cls(profile, None, interconnect)
 
     def peak_flops(self, dtype: str) -> float:
         """Dense peak on which a product in *dtype* runs on this device, FLOP/s."""
@@ -212,10 +223,13 @@ class LawSet:
         return law(num_tokens, hidden, inter, topk, num_experts, tp, ep, experts)
 
     def all_reduce(self, message: Number, num_gpus: int, variant: str = "auto") -> Number:
-        """Sum of *message* bytes over *num_gpus*; ``auto``: the quicker of NCCL and (up to 8 MiB) custom.
+        """Sum of *message* bytes over *num_gpus*; ``auto``: what the box has, over NVLink the quicker of NCCL and
+        (up to 8 MiB) custom.
 
         A custom kernel that is only assumed does not beat an NCCL that was measured.
         """
+        if variant == "auto" and self.ring(num_gpus) == PCIE:
+            variant = PCIE
         if variant != "auto":
             return self.collective("all_reduce", message, num_gpus, variant)
         nccl = self.collective("all_reduce", message, num_gpus, "nccl")
@@ -226,12 +240,36 @@ class LawSet:
             return np.where(message <= CUSTOM_LIMIT, np.minimum(custom, nccl), nccl)
         return min(custom, nccl) if message <= CUSTOM_LIMIT else nccl
 
-    def collective(self, op: str, message: Number, num_gpus: int, variant: str = "nccl") -> Number:
+    def collective(self, op: str, message: Number, num_gpus: int, variant: str = "auto") -> Number:
         """``all_reduce``, ``all_gather``, ``reduce_scatter``, ``all_to_all`` of *message* bytes (whole
-        result)."""
+        result); ``auto``: NCCL over what the box has."""
         if num_gpus <= 1:
             return message * 0.0
-        return self.bound(op, "bf16", variant)(message, num_gpus)
+        return self.bound(op, "bf16", self.ring(num_gpus) if variant == "auto" else variant)(
+            message, num_gpus
+        )
+
+    def _place(self, law: Law, found: OperatorLaw) -> None:
+        """Give *found* the links of this box, where *law* is not of a box of its own."""
+        ring = self.interconnect.ring_bandwidth
+        if isinstance(found, CollectiveLaw) and law.variant == PCIE and ring:
+            found.as_stated(ring)
+        if law.family == "send_recv" and law.source.kind == "default":
+            found.device = replace(found.device, link=self.link_bandwidth)
+
+    def ring(self, num_gpus: int) -> str:
+        """Variant of the law of NCCL between *num_gpus* of this box: its own where it was measured."""
+        return PCIE if self.interconnect.over_pcie(num_gpus) and not self._own_box else "nccl"
+
+    def reducers(self, num_gpus: int) -> tuple[str, ...]:
+        """Variants of the all-reduces that an engine chooses from; vLLM's custom one wants NVLink."""
+        return (PCIE,) if self.ring(num_gpus) == PCIE else ("nccl", "custom")
+
+    @cached_property
+    def _own_box(self) -> bool:
+        """Whether collectives were measured on the box that is asked for, and not on another with such cards."""
+        measured = self.law("all_reduce", "bf16", "nccl").source.kind == "measured"
+        return measured and not self.interconnect.stated
 
     @cached_property
     def _custom_counts(self) -> bool:
@@ -288,7 +326,7 @@ class LawSet:
     def draw(self, rng: np.random.Generator) -> LawSet:
         """The same device with every law moved within its uncertainty; see `law_draw`."""
         laws, scales = draw_laws(self.profile.laws, rng)
-        return LawSet(self.profile.model_copy(update={"laws": laws}), scales)
+        return LawSet(self.profile.model_copy(update={"laws": laws}), scales, self.interconnect)
 
     def bound(self, family: str, dtype: str, variant: str = "") -> Any:
         """The law of these names on this device, a callable `OperatorLaw`."""
@@ -297,4 +335,5 @@ class LawSet:
         if found is None:
             law = self.law(family, dtype, variant)
             found = self._bound[key] = bind(self.profile, law, self._scales.get(law.key, 1.0))
+            self._place(law, found)
         return found
