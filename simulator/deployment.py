@@ -114,8 +114,8 @@ class Deployment(Techniques):
 
     @classmethod
     def load(cls, path: str | Path) -> Deployment:
-        """Read a YAML file. Raises `InputError` naming file, field, value and what is allowed."""
-        values = read_mapping(path, " of deployment options")
+        """Read a YAML file, or a run's ``config.yaml``. Raises `InputError`: file, field, value and what is allowed."""
+        values = read_mapping(path, " of deployment options", "deployment")
         try:
             return cls(**values)
         except ValidationError as error:

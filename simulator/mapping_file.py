@@ -13,9 +13,10 @@ from simulator.errors import InputError
 __all__ = ["read_mapping"]
 
 
-def read_mapping(path: str | Path, holds: str) -> dict[Any, Any]:
+def read_mapping(path: str | Path, holds: str, section: str = "") -> dict[Any, Any]:
     """The mapping in the file at *path*; *holds* says in words what of.
 
+    *section*: where the file has a part of this name, as a run's ``config.yaml`` has, that part alone.
     Raises `InputError` for a file that cannot be read, is not YAML, holds something else, or states a key twice.
     """
     try:
@@ -26,6 +27,8 @@ def read_mapping(path: str | Path, holds: str) -> dict[Any, Any]:
         raise InputError(path, "is stated before, too", line=error.line, field=error.key) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(values, dict) and section in values:
+        values = values[section]
     if not isinstance(values, dict):
         raise InputError(path, f"must hold a mapping{holds}")
     return values

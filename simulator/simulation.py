@@ -105,10 +105,11 @@ class Result:
     def run(self, **metadata: Any) -> Run:
         """What goes into a run directory or a report."""
         resolved, trace = self.resolved, self.trace
+        stated = resolved.deployment.model_dump(mode="json", exclude_unset=True)
         return Run(
             summary=self.summary,
             title=resolved.title,
-            config={"deployment": resolved.config, "trace": dict(trace.meta)},
+            config={"deployment": stated, "resolved": resolved.config, "trace": dict(trace.meta)},
             metadata={
                 "date": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
                 "backend": f"{resolved.system.name} {resolved.system.version} (simulated)",

@@ -121,8 +121,8 @@ class ClusterSpec(Part):
 
     @classmethod
     def load(cls, path: str | Path) -> ClusterSpec:
-        """Read a YAML file. Raises `InputError` naming file, field, value and what is allowed."""
-        values = read_mapping(path, ": pools, router, …")
+        """Read a YAML file, or a run's ``config.yaml``. Raises `InputError`: file, field, value and what is allowed."""
+        values = read_mapping(path, ": pools, router, …", "cluster")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -1,6 +1,6 @@
 """The run directory: everything about a run that is worth keeping, in one place.
 
-    config.yaml        the resolved configuration: run it again and get the same
+    config.yaml        what was deployed, stated and resolved: run it again and get the same
     summary.json       vLLM's benchmark keys and ours
     requests.parquet   one row per request
     series.parquet     batch, queue and KV cache over time

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from simulator import ClusterSpec, Deployment, simulate
 from simulator.cluster.admission import AdmissionSpec
@@ -187,6 +186,5 @@ def test_a_run_directory_holds_the_bill(trace: Trace, tmp_path: Path) -> None:
     )
     assert written["cost_usd"] == pytest.approx(result.gpu_hours * 3.0)
     assert len(written["replicas"]) == len(result.bills) and written["classes"][0]["requests"] == 200
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
-    again = simulate(trace, ClusterSpec.of(**config["cluster"]))
+    again = simulate(trace, ClusterSpec.load(tmp_path / "run" / "config.yaml"))
     assert again.records.finish_time.tobytes() == result.records.finish_time.tobytes()
