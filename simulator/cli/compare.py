@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from simulator.cli.varied import HELP
 
 if TYPE_CHECKING:
     from simulator.comparison import Cause, Row
@@ -14,18 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "explain"]
 
+SPEAK_FOR_THEMSELVES = ("model", "gpu", "system", "dtype", "speculation")
+"""Options of which the value is enough."""
+
 Trace_ = Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)]
 Files = Annotated[
     list[Path] | None, typer.Argument(help="Deployment files, one per alternative.", show_default=False)
 ]
 Base = Annotated[
-    Path | None, typer.Option("--deployment", "-c", help="What --system, --gpu and --model vary.")
+    Path | None, typer.Option("--deployment", "-c", help="What all but what is varied is taken from.")
 ]
-Names = Annotated[str | None, typer.Option(help="Alternatives, separated by commas.")]
-Vary = Annotated[
-    list[str] | None,
-    typer.Option(help="Any option of a deployment: flash_attention=true,false; may be repeated."),
-]
+Names = Annotated[list[str] | None, typer.Option(help="Alternatives, separated by commas; repeatable.")]
+Vary = Annotated[list[str] | None, typer.Option(help=HELP)]
 Rate = Annotated[float | None, typer.Option(help="Rescale arrivals to this mean rate, requests/s.")]
 Count = Annotated[int | None, typer.Option(help="Only the first so many requests.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -89,46 +92,46 @@ def explain(
 def _alternatives(
     files: list[Path] | None,
     base: Path | None,
-    system: str | None,
-    gpu: str | None,
-    model: str | None,
+    system: list[str] | None,
+    gpu: list[str] | None,
+    model: list[str] | None,
     vary: list[str] | None,
 ) -> list[Deployment]:
     """Deployments from files, and from every combination of the names and values given."""
-    import itertools
-
+    from simulator.cli.varied import names, varied
     from simulator.deployment import Deployment
     from simulator.errors import ConfigurationError
 
     found = [Deployment.load(path) for path in files or ()]
-    names = {"system": system, "gpu": gpu, "model": model}
-    varied: dict[str, list[Any]] = {
-        key: [part.strip() for part in text.split(",")] for key, text in names.items() if text
+    named = {"system": system, "gpu": gpu, "model": model}
+    axes: dict[str, list[Any]] = {
+        key: [part for text in texts for part in names(text)] for key, texts in named.items() if texts
     }
-    varied |= dict(_values(text) for text in vary or ())
+    for name, values in varied(vary or ()).items():
+        axes.setdefault(name, []).extend(values)
     stated = Deployment.load(base).model_dump(exclude_unset=True) if base else {}
-    if varied:
-        for values in itertools.product(*varied.values()):
-            found.append(Deployment.of(**{**stated, **dict(zip(varied, values, strict=True))}))
+    if axes:
+        found += [_combined(stated, axes, values) for values in itertools.product(*axes.values())]
     elif stated:
         found.append(Deployment.of(**stated))
     if len(found) < 2:
         raise ConfigurationError(
-            f"give at least 2 alternatives, got {len(found)}: deployment files, or names as in --system a,b"
+            f"give at least 2 alternatives, got {len(found)}: deployment files, or values as in --system vllm,sglang "
+            "or --vary max_num_seqs=64,256"
         )
+    for (i, one), (k, other) in itertools.combinations(enumerate(found, 1), 2):
+        if one == other:
+            raise ConfigurationError(f"alternatives {i} and {k} are the same")
     return found
 
 
-def _values(text: str) -> tuple[str, list[Any]]:
-    """``flash_attention=true,false`` as a name and its values."""
-    import yaml
+def _combined(stated: dict[str, Any], axes: dict[str, list[Any]], values: tuple[Any, ...]) -> Deployment:
+    """One combination; what is None is left open."""
+    from simulator.deployment import Deployment
+    from simulator.sizing.options import unfold
 
-    from simulator.errors import ConfigurationError
-
-    name, equals, values = text.partition("=")
-    if not equals or not values:
-        raise ConfigurationError(f"--vary {text!r}: must be NAME=VALUE,VALUE")
-    return name.strip().replace("-", "_"), [yaml.safe_load(part) for part in values.split(",")]
+    merged = {**stated, **dict(zip(axes, values, strict=True))}
+    return Deployment.of(**unfold({name: value for name, value in merged.items() if value is not None}))
 
 
 def _simulate(
@@ -142,36 +145,32 @@ def _simulate(
     return [simulate(trace, one) for one in resolved]
 
 
-def _speculation(result: Result) -> dict[str, str]:
-    stated = result.resolved.deployment.speculation
-    return {"speculation": "no speculation" if stated is None else stated.text}
-
-
 def _labels(results: list[Result]) -> list[tuple[str, Result]]:
-    """What tells the alternatives apart."""
-    from simulator.techniques import Techniques
-
-    configs = [{**result.resolved.config, **_speculation(result)} for result in results]
-    known = dict.fromkeys(key for config in configs for key in config)
-    keys = [key for key in known if len({str(config.get(key)) for config in configs}) > 1]
-    switches = [key for key in keys if key in Techniques.model_fields]
-    names = ("model", "gpu", "system", "tensor_parallel_size", "dtype", "speculation")
-    main = [key for key in names if key in keys]
-    main = main + switches or keys[:2]
+    """What was stated differently tells the alternatives apart; a value that needs its name has it."""
+    stated = [_stated(result) for result in results]
+    known = dict.fromkeys([*SPEAK_FOR_THEMSELVES, *(key for one in stated for key in one)])
+    keys = [key for key in known if len({str(one.get(key)) for one in stated}) > 1]
     labels = [
-        " ".join(_label(config, key) for key in main) or f"#{i + 1}" for i, config in enumerate(configs)
+        " ".join(_label(result, key) for key in keys) or f"#{i + 1}" for i, result in enumerate(results)
     ]
     return list(zip(labels, results, strict=True))
 
 
-def _label(config: dict[str, Any], key: str) -> str:
-    """The value where it speaks for itself; a switch with its name."""
-    from simulator.techniques import Techniques
+def _stated(result: Result) -> dict[str, Any]:
+    """What was asked for, the system's own options one by one."""
+    stated = result.resolved.deployment.model_dump(exclude_unset=True)
+    own = stated.pop("options", {})
+    return {**stated, **{f"options.{name}": value for name, value in own.items()}}
 
-    value = config.get(key)
-    if key not in Techniques.model_fields:
-        return str(value)
-    return f"{key} {'as it is' if value is None else str(value).lower()}"
+
+def _label(result: Result, key: str) -> str:
+    if key == "speculation":
+        speculation = result.resolved.deployment.speculation
+        return "no speculation" if speculation is None else speculation.text
+    config = result.resolved.config
+    value = {**config, **config["options"]}.get(key.removeprefix("options."))
+    text = "as it is" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if key in SPEAK_FOR_THEMSELVES else f"{key.removeprefix('options.')} {text}"
 
 
 def _print_rows(labels: list[str], rows: list[Row]) -> None:

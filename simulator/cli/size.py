@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulator.cli.varied import HELP as VARY_HELP
+
 if TYPE_CHECKING:
     from simulator.deployment import Deployment
     from simulator.workload import Trace
@@ -84,10 +86,7 @@ def size(
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            help="NAME=VALUE,VALUE of any other option of a deployment (options.NAME: the system's); repeatable.",
-            rich_help_panel=SPACE,
-        ),
+        typer.Option(help=VARY_HELP, rich_help_panel=SPACE),
     ] = None,
     search: Annotated[
         str,

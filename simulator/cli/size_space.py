@@ -15,6 +15,7 @@ SWITCH = {"default": None, "on": True, "off": False}
 
 def search_space(base: Deployment, options: dict[str, Any]) -> SearchSpace:
     """Around *base*. Raises `SimError` for what is no value of an axis."""
+    from simulator.cli.varied import names, varied
     from simulator.sizing import SearchSpace
 
     return SearchSpace(
@@ -28,13 +29,8 @@ def search_space(base: Deployment, options: dict[str, Any]) -> SearchSpace:
         _sizes("pp", options["pipeline_parallel_sizes"]),
         tuple(_switch("chunked-prefill", text) for text in names(options["chunked_prefill"])),
         _splits(options["pools"], options["kv_bandwidth"]),
-        dict(_varied(text) for text in options["vary"] or ()),
+        varied(options["vary"] or ()),
     )
-
-
-def names(text: str) -> list[str]:
-    """What commas separate."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _limit(option: str, text: str) -> int | None:
@@ -42,6 +38,8 @@ def _limit(option: str, text: str) -> int | None:
 
 
 def _sizes(option: str, text: str) -> tuple[int, ...]:
+    from simulator.cli.varied import names
+
     return tuple(_whole(option, part) for part in names(text))
 
 
@@ -62,19 +60,8 @@ def _switch(option: str, text: str) -> bool | None:
 
 
 def _splits(text: str, bandwidth: float | None) -> tuple[Any, ...]:
+    from simulator.cli.varied import names
     from simulator.sizing.split import KV_BANDWIDTH, Split
 
     speed = KV_BANDWIDTH if bandwidth is None else 1e9 * bandwidth  # GB/s -> B/s
     return tuple(None if part == "together" else Split.parse(part, speed) for part in names(text))
-
-
-def _varied(text: str) -> tuple[str, tuple[Any, ...]]:
-    import yaml
-
-    from simulator.errors import ConfigurationError
-
-    name, equals, values = text.partition("=")
-    if not equals or not names(values):
-        raise ConfigurationError(f"--vary {text!r}: must be NAME=VALUE,VALUE,…")
-    parsed = (None if part == "default" else yaml.safe_load(part) for part in names(values))
-    return name.strip().replace("-", "_"), tuple(parsed)

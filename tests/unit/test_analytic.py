@@ -58,6 +58,12 @@ def test_more_traffic_than_the_limit_is_called_what_it_is() -> None:
     assert not state.stable
     assert state.ttft_s == state.tpot_s == float("inf")
     assert "no steady state" in state.caveats[0]
+    assert state.replicas_needed == 2
+    assert 0 < state.step_s < 1
+    many = SteadyState(deployed, Traffic(22.5 * limit, (800.0,), 100.0))
+    assert many.replicas_needed == 23
+    assert "22.5 times the stability limit" in many.caveats[0]
+    assert "23 replicas keep up, 33 stay below 70% load" in many.caveats[0]
     trace = generate_trace(
         3000,
         request_rate=1.3 * limit,
@@ -116,6 +122,24 @@ def test_concurrency_and_rate_are_two_views_of_one_state() -> None:
         )
         throughput = simulate(trace, RESOLVED).summary["request_throughput"]
         assert state.traffic.request_rate == pytest.approx(throughput, rel=0.1)
+
+
+def test_requests_beyond_the_largest_batch_wait_as_littles_law_says() -> None:
+    traffic = Traffic(1.0, (2000.0,), 300.0)
+    concurrency = 1.5 * SteadyState(RESOLVED, traffic).max_batch
+    state = SteadyState.at_concurrency(RESOLVED, traffic, concurrency)
+    trace = generate_trace(
+        2000,
+        input_length=Lengths.parse("2000"),
+        output_length=Lengths.parse("300"),
+        max_concurrency=round(concurrency),
+        seed=1,
+    )
+    values = simulate(trace, RESOLVED).summary.values
+    assert state.stable
+    assert state.e2el_s * state.traffic.request_rate == pytest.approx(concurrency)
+    assert 1000 * state.ttft_s == pytest.approx(values["mean_ttft_ms"], rel=0.2)
+    assert any("the others wait" in line for line in state.caveats)
 
 
 def test_it_takes_milliseconds() -> None:

@@ -52,6 +52,13 @@ FILES = {
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("compare good.jsonl --vary max_num_seqs=8", "give at least 2 alternatives, got 1"),
+        ("compare good.jsonl --vary max_num_seqs=,8", "--vary 'max_num_seqs=,8': must be NAME=VALUE,VALUE"),
+        ("compare good.jsonl --vary speculation=method=ngram,tokens=3", 'in quotes, speculation="method'),
+        ("compare good.jsonl --gpu h100,h100", "alternatives 1 and 2 are the same"),
+        ("run good.jsonl --block-size 7", "block_size 7: vllm 0.33.0 needs a multiple of 16"),
+        ("estimate --batch 5000", "batch 5000: at most 345 requests of 1,280 tokens fit at once"),
+        ("estimate --request-rate 5 --prompt 200000", "exceed the context of llama-3.1-8b, 131072 tokens"),
         ("run good.jsonl --gpu h10", "unknown gpu 'h10': did you mean 'h100'?"),
         ("run good.jsonl --model lama-3.1-8b", "unknown model 'lama-3.1-8b': did you mean 'llama-3.1-8b'?"),
         ("run good.jsonl --system vlm", "unknown system 'vlm': did you mean 'vllm'?"),
@@ -93,6 +100,22 @@ def test_bad_input_is_one_line_and_exit_code_2(sim: Any, tmp_path: Path, line: s
     assert says in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before, "something was left behind"
+
+
+def test_alternatives_are_named_by_what_was_varied(sim: Any) -> None:
+    """Commas and repetition say the same; ``default`` is what the system would choose."""
+    for line in (
+        "--vary max_num_seqs=8,default --vary dtype=bf16,fp8",
+        "--vary max-num-seqs=8 --vary dtype=bf16,fp8 --vary max_num_seqs=default",
+    ):
+        code, out, _ = sim(f"compare good.jsonl {line}")
+        heading = " ".join(out.split("requests finished")[0].split())
+        assert code == 0
+        for dtype, seqs in (("bf16", 8), ("fp8", 8), ("bf16", 1024), ("fp8", 1024)):
+            assert f"{dtype} max_num_seqs {seqs}" in heading
+    assert sim("compare good.jsonl --gpu h100 --gpu l40s")[1].split()[:2] == ["h100", "l40s"]
+    line = 'compare good.jsonl --vary speculation="method=ngram,tokens=2,acceptance=0.5",default'
+    assert "no speculation" in sim(line)[1]
 
 
 def test_run_prints_the_table_after_what_it_rests_on(sim: Any) -> None:
