@@ -15,6 +15,7 @@ import numpy as np
 from simulator.results import records as r
 from simulator.results.goodput import meets
 from simulator.results.metric import Metric, Number, formula_of
+from simulator.results.queueing import mean_waiting, most_waiting
 from simulator.results.sample import Sample
 from simulator.results.series import pooled_mean
 
@@ -186,14 +187,16 @@ def max_batch_size(sample: Sample) -> Number:
 
 @metric("mean_num_waiting", "Mean queue length:", "requests", 117, ".2f")
 def mean_num_waiting(sample: Sample) -> Number:
-    """time average of the number of waiting requests, summed over replicas"""
-    return pooled_mean(sample.series, "num_waiting")
+    """requests that have arrived and were not scheduled yet, averaged over the duration; without warm-up and with all
+    requests finished it is completed · mean queue time / duration (Little's law)
+    """
+    return mean_waiting(sample.records, sample.start, sample.start + sample.duration)
 
 
 @metric("max_num_waiting", "Peak queue length:", "requests", 118, "d")
 def max_num_waiting(sample: Sample) -> Number:
-    """largest number of waiting requests at any replica"""
-    return int(max((s.maximum("num_waiting") for s in sample.series), default=0))
+    """largest number of requests that have arrived and were not scheduled yet"""
+    return most_waiting(sample.records, sample.start, sample.start + sample.duration)
 
 
 @metric("iterations", "Iterations:", "iterations", 119, "d")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from simulator.results.queueing import left_queue
 from simulator.results.records import Records
 
 MIN_ARRIVALS = 50  # fewer say nothing about a rate
@@ -56,7 +57,8 @@ def detect_overload(records: Records) -> Overload | None:
     if len(arrival) < MIN_ARRIVALS or arrival[-1] <= arrival[0]:
         return None
     start, span = arrival[0], arrival[-1] - arrival[0]
-    left = np.sort(_left_queue(records))
+    left = left_queue(records)
+    left = np.sort(left[~np.isnan(left)])
     middle = start + span / 2
     offered = len(arrival) - np.searchsorted(arrival, middle)
     served = np.searchsorted(left, arrival[-1], side="right") - np.searchsorted(left, middle)
@@ -71,12 +73,6 @@ def detect_overload(records: Records) -> Overload | None:
         last_arrival=float(span),
         wait_of_last=_wait_of_last(records),
     )
-
-
-def _left_queue(records: Records) -> _Floats:
-    """When each request was first scheduled, or left the system without having been."""
-    left = np.where(np.isnan(records.first_scheduled_time), records.finish_time, records.first_scheduled_time)
-    return left[~np.isnan(left)]
 
 
 def _queue(arrival: _Floats, left: _Floats, times: _Floats) -> npt.NDArray[np.int64]:
