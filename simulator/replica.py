@@ -176,6 +176,8 @@ class Replica:
             delivered = n * (decodes - batch.idle_rows)
             if gains is not None:
                 delivered = gains.pop(batch.iteration) if decodes else 0
+            elif decodes and self._undelivered is None:
+                delivered = n * self._owed(batch)
             waiting, used, cached, reserved, internal, external, shared = level
             note(
                 now,
@@ -201,6 +203,15 @@ class Replica:
                 ahead = 0
                 yield timeout(now - env.now)
             self._complete(batch, now)
+
+    def _owed(self, batch: Batch) -> int:
+        """Sequences that get a token from a decode iteration of *batch*: one that ended after it was decided has a row
+        in it, and nothing to come."""
+        owed = self._live - len(batch.stalled)
+        for request in batch.suspended:
+            if request not in self._since and request.status != ENDED:
+                owed -= 1
+        return owed
 
     def _rest(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         """Idle for *seconds*, or until a request is delivered."""

@@ -217,6 +217,8 @@ def test_tokens_are_conserved(system: System, ran: Any) -> None:
         assert np.all(done | (records.status == REJECTED)), seed
         assert np.array_equal(records.output_length[done], trace.output_length[done])
         assert replicas[0].itl.total == int((trace.output_length[done] - 1).sum())
+        delivered = trace.output_length[done].sum()  # the row that a sequence ends in front of yields none
+        assert replicas[0].series.sum("output_tokens") == delivered
         assert np.all(records.first_token_time[done] <= records.finish_time[done])
         assert np.all(records.arrival_time[done] <= records.first_token_time[done])
 
