@@ -70,10 +70,12 @@ class Datasheet(Record):
     """NVLink joins two cards by a bridge, which boxes may have or which the card is sold with; none: all of a node."""
     pcie_bandwidth: Positive
     """One direction, B/s."""
-    tdp_watts: Positive
+    tdp_watts: Positive | None = None
+    """None: not known, as of a device that was only measured."""
     num_sms: Annotated[int, Field(gt=0)]
-    """Streaming multiprocessors (compute units on AMD)."""
-    l2_bytes: Positive
+    """Streaming multiprocessors (compute units on AMD, cores of a CPU)."""
+    l2_bytes: Positive | None = None
+    """None: not known."""
     price: Price | None = None
     source: str
     confidence: str
@@ -250,8 +252,8 @@ class HardwareProfile(Record):
         return self.datasheet.num_sms
 
     @property
-    def l2_bytes(self) -> float:
-        """Bytes."""
+    def l2_bytes(self) -> float | None:
+        """Bytes; none where it is not known."""
         return self.datasheet.l2_bytes
 
     @property
@@ -282,8 +284,8 @@ class HardwareProfile(Record):
         return None if self.datasheet.price is None else self.datasheet.price.usd_per_hour
 
     @property
-    def tdp_watts(self) -> float:
-        """W."""
+    def tdp_watts(self) -> float | None:
+        """W; none where it is not known."""
         return self.datasheet.tdp_watts
 
     @property

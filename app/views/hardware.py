@@ -79,8 +79,9 @@ def _datasheet(profile: HardwareProfile) -> dict[str, str]:
         "Memory bandwidth (TB/s)": f"{sheet.memory_bandwidth / 1e12:.2f}",
         "GPU to GPU, one direction (GB/s)": f"{profile.link_bandwidth / 1e9:,.0f}"
         f" ({'NVLink' if profile.has_nvlink else 'PCIe'})",
-        "SMs, L2 (MiB)": f"{sheet.num_sms}, {sheet.l2_bytes / 2**20:,.0f}",
-        "Power (W)": f"{sheet.tdp_watts:,.0f}",
+        "SMs, L2 (MiB)": f"{sheet.num_sms}, "
+        + ("not known" if sheet.l2_bytes is None else f"{sheet.l2_bytes / 2**20:,.0f}"),
+        "Power (W)": "not known" if sheet.tdp_watts is None else f"{sheet.tdp_watts:,.0f}",
         "Price ($/h)": f"{price.usd_per_hour:.2f} ({price.date or 'no date'})" if price else "none obtained",
         "Laws": profile.provenance.removeprefix("laws: "),
         "Source": sheet.source,

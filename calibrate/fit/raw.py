@@ -181,8 +181,7 @@ def _measured_datasheet(meta: dict[str, Any], frames: Frames) -> Datasheet:
     swaps = [frames[family] for family in ("swap_out", "swap_in") if family in frames]
     host_link = max((float((frame["moved"] / frame["seconds"]).max()) for frame in swaps), default=rate)
     link, peak = _best_link(frames), HEADROOM * flops
-    notes = ["tdp_watts: not known"]
-    notes += [] if swaps else ["pcie_bandwidth: that of memory"]
+    notes = [] if swaps else ["pcie_bandwidth: that of memory"]
     notes += [] if link is None else ["nvlink_bandwidth: of whatever joins the ranks"]
     return Datasheet(
         peak_flops={"bf16": peak, "fp16": peak},
@@ -190,9 +189,8 @@ def _measured_datasheet(meta: dict[str, Any], frames: Frames) -> Datasheet:
         memory_bandwidth=HEADROOM * rate,
         nvlink_bandwidth=link,
         pcie_bandwidth=HEADROOM * host_link,
-        tdp_watts=1.0,
         num_sms=int(meta["units"]),
-        l2_bytes=float(meta.get("l2_bytes", 1.0)),
+        l2_bytes=float(meta["l2_bytes"]) if meta.get("l2_bytes") else None,
         source=f"no datasheet: {HEADROOM} times the best rates measured on {meta['device']}",
         confidence="measured",
         notes=notes,

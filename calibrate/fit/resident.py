@@ -32,11 +32,12 @@ Mask = NDArray[np.bool_]
 
 
 def resident_rows(family: str, frame: pd.DataFrame, profile: HardwareProfile) -> Mask:
-    """Rows whose working set fits the L2 cache of *profile*."""
+    """Rows whose working set fits the L2 cache of *profile*; none where its size is not known."""
+    cache = CACHE_SHARE * (profile.l2_bytes or 0.0)
     if family == "gemm":
-        return WEIGHT_COPIES * _weight_bytes(frame) <= CACHE_SHARE * profile.l2_bytes
+        return np.asarray(WEIGHT_COPIES * _weight_bytes(frame) <= cache)
     if family == "decode_attention":
-        return _kv_bytes(frame) <= CACHE_SHARE * profile.l2_bytes
+        return np.asarray(_kv_bytes(frame) <= cache)
     return np.zeros(len(frame), dtype=bool)
 
 

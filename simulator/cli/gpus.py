@@ -86,18 +86,14 @@ def _list_row(profile: HardwareProfile) -> list[str]:
 
 
 def _print_datasheet(profile: HardwareProfile) -> None:
-    sheet = profile.datasheet
-    peaks = ", ".join(f"{dtype} {value / 1e12:g}" for dtype, value in sheet.peak_flops.items())
-    link = f"NVLink {sheet.nvlink_bandwidth / 1e9:g} GB/s" if sheet.nvlink_bandwidth else "no NVLink"
-    typer.echo(
-        f"{profile.name} ({profile.vendor} {profile.architecture}); also: {', '.join(profile.aliases)}"
-    )
+    sheet, host = profile.datasheet, profile.host
+    also = f"; also: {', '.join(profile.aliases)}" if profile.aliases else ""
+    typer.echo(f"{profile.name} ({_maker(profile)}){also}")
+    peaks = ", ".join(f"{dtype} {value / 1e12:.4g}" for dtype, value in sheet.peak_flops.items())
     typer.echo(f"  peak       {peaks} TFLOP/s dense")
-    typer.echo(
-        f"  memory     {profile.memory_bytes / 1e9:.1f} GB visible, {sheet.memory_bandwidth / 1e12:g} TB/s"
-    )
-    typer.echo(f"  chip       {sheet.num_sms} SMs, L2 {sheet.l2_bytes / 2**20:g} MiB, {sheet.tdp_watts:g} W")
-    typer.echo(f"  links      {link}, PCIe {sheet.pcie_bandwidth / 1e9:g} GB/s, one direction")
+    typer.echo(f"  memory     {profile.memory_bytes / 1e9:.1f} GB visible, {_rate(sheet.memory_bandwidth)}")
+    typer.echo(f"  chip       {_chip(profile)}")
+    typer.echo(f"  links      {_links(profile)}")
     if sheet.price is not None:
         dated = sheet.price.date or "no date"
         typer.echo(f"  price      ${sheet.price.usd_per_hour:g}/h ({dated}: {sheet.price.source})")
@@ -105,12 +101,41 @@ def _print_datasheet(profile: HardwareProfile) -> None:
     typer.echo(f"  confidence {sheet.confidence}")
     for note in sheet.notes:
         typer.echo(f"  note       {note}")
-    host = profile.host
-    typer.echo(f"  host       {host.per_step_s * 1e6:g} us per step ({host.source.kind}: {host.source.text})")
+    cost = f"{host.per_step_s * 1e6:g} us per step" if host.per_step_s else "not measured"
+    typer.echo(f"  host       {cost} ({host.source.kind}: {host.source.text})")
     for costs in profile.serving:
         typer.echo(f"  observed   {costs.system}: {costs.text()}")
     typer.echo(f"  {profile.provenance}")
     _print_calibration(profile)
+
+
+def _maker(profile: HardwareProfile) -> str:
+    if profile.vendor == "unknown":
+        return f"{profile.architecture}, without a datasheet"
+    return f"{profile.vendor} {profile.architecture}"
+
+
+def _chip(profile: HardwareProfile) -> str:
+    """What is known of it."""
+    sheet = profile.datasheet
+    parts = [f"{sheet.num_sms} {'cores' if profile.architecture == 'cpu' else 'SMs'}"]
+    parts += [] if sheet.l2_bytes is None else [f"L2 {sheet.l2_bytes / 2**20:g} MiB"]
+    parts += [] if sheet.tdp_watts is None else [f"{sheet.tdp_watts:g} W"]
+    return ", ".join(parts)
+
+
+def _links(profile: HardwareProfile) -> str:
+    sheet = profile.datasheet
+    peer, copies = sheet.nvlink_bandwidth, _rate(sheet.pcie_bandwidth)
+    if profile.architecture == "cpu":
+        between = "not measured" if peer is None else _rate(peer)
+        return f"between ranks {between}, copies in memory {copies}, one direction"
+    between = "no NVLink" if peer is None else f"NVLink {_rate(peer)}"
+    return f"{between}, PCIe {copies}, one direction"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e12:.3g} TB/s" if bytes_per_s >= 1e12 else f"{bytes_per_s / 1e9:.3g} GB/s"
 
 
 def _print_calibration(profile: HardwareProfile) -> None:

@@ -112,10 +112,13 @@ def costs(plan: Plan, trace: Trace) -> dict[str, float]:
     return state.cost_per_million(plan.candidate.usd_per_gpu_hour)
 
 
-def energy(plan: Plan, trace: Trace) -> dict[str, float]:
-    """J per token at most: every GPU at its thermal design power all the time. Host and cooling are not in it."""
-    watts = load_profile(plan.candidate.deployment.gpu).tdp_watts * plan.num_gpus
-    rate = trace.request_rate
+def energy(plan: Plan, trace: Trace) -> dict[str, float] | None:
+    """J per token at most: every GPU at its thermal design power all the time; None where that is not known. Host and
+    cooling are not in it."""
+    power = load_profile(plan.candidate.deployment.gpu).tdp_watts
+    if power is None:
+        return None
+    watts, rate = power * plan.num_gpus, trace.request_rate
     prompts, outputs = float(trace.input_length.mean()), float(trace.output_length.mean())
     return {
         "watts_at_most": watts,

@@ -94,6 +94,8 @@ def _cost(found: dict[str, Any]) -> str:
 
 def _energy(found: dict[str, Any]) -> str:
     e = found["energy"]
+    if e is None:
+        return "Energy: the power of this device is not known."
     return (
         f"Energy: at most {e['joule_per_output_token_at_most']:.2f} J per output token "
         f"({e['watts_at_most'] / 1000:.1f} kW of thermal design power, host and cooling not counted)."

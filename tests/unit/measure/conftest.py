@@ -157,9 +157,7 @@ def known_profile() -> HardwareProfile:
         memory_bandwidth=BANDWIDTH,
         nvlink_bandwidth=LINK,
         pcie_bandwidth=PCIE,
-        tdp_watts=1.0,
         num_sms=1,
-        l2_bytes=1.0,
         source="known",
         confidence="known",
     )
