@@ -8,6 +8,7 @@ nearest dtype. Either is labelled ``scaled``; what nobody measured is filled by 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -187,7 +188,8 @@ def _arithmetic_per_sm(profile: HardwareProfile, dtype: str) -> float:
 
 
 def _flops_per_watt(profile: HardwareProfile, dtype: str) -> float:
-    return profile.peak_flops[dtype] / profile.tdp_watts
+    """Infinite where the power is not known: none is taken to be spare."""
+    return math.inf if profile.tdp_watts is None else profile.peak_flops[dtype] / profile.tdp_watts
 
 
 LESS_ARITHMETIC = 1.3
