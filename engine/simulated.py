@@ -4,6 +4,9 @@ A step lasts as long as a law says and not as long as this machine computes, so 
 server meets a device that is not there. Time is the wall's: a busy device begins its next step where the last
 one ended, so that the Python between two steps, which the law counts already, is not paid twice. The text is
 random letters, and an answer has as many tokens as the client allows: nothing here knows where a model would stop.
+
+With speculation the policy draws how many drafts each step accepts, as in a simulation, and a step hands out that many
+tokens and the model's own.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from engine.batch import BatchInput
 from engine.executor import Executor
 from engine.pages import Moves, OwnPages, SchedulerPages
 from engine.params import SamplingParams
-from engine.plan import Forward
+from engine.plan import Forward, Plan
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from simulator.errors import ConfigurationError
-from simulator.scheduling.base import Scheduler
+from simulator.scheduling.base import Batch, Scheduler
+from simulator.scheduling.request import Request
+from simulator.scheduling.speculative import SpeculativeDecodeSet
 
 __all__ = ["PredictedDevice", "SimulatedExecutor"]
 
@@ -97,6 +102,10 @@ class SimulatedExecutor(Executor):
         self.device = device
         self._dice = torch.Generator().manual_seed(seed)
         self._letters = letter_tokens(tokenizer)
+        decoding = scheduler.decoding
+        self._drafts = decoding if isinstance(decoding, SpeculativeDecodeSet) else None
+        self._due: dict[Sequence, int] = {}
+        """Output tokens that each sequence of the forward in flight will have, with speculation."""
 
     def add(
         self,
@@ -114,6 +123,29 @@ class SimulatedExecutor(Executor):
         touched = super().step()
         if self.idle:
             self.device.rest()
+        return touched
+
+    def _plan(self, batch: Batch) -> Plan:
+        plan = super()._plan(batch)
+        if self._drafts is not None:
+            for request in batch.joining:
+                left = request.max_tokens - request.generated
+                if left > 0:
+                    self._drafts.steps(request, left)
+        return plan
+
+    def _rows(self, batch: Batch, plan: Plan, joining: set[Request]) -> Forward:
+        if self._drafts is not None:
+            members = [request for request in batch.decodes or () if request in self._drafts]
+            self._due = {request.payload: self._drafts.generated(request) for request in members}
+        return super()._rows(batch, plan, joining)
+
+    def _deliver(self, forward: Forward) -> list[Sequence]:
+        touched = super()._deliver(forward)
+        for sequence in touched:
+            while not sequence.finished and sequence.num_output < self._due.get(sequence, 0):
+                letter = int(torch.randint(len(self._letters), (1,), generator=self._dice))
+                self._append(sequence, int(self._letters[letter]), None, self.clock())
         return touched
 
     def _draw(self, forward: Forward, logits: Tensor, order: list[int]) -> None:

@@ -8,149 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli.technique_options import with_techniques
+from simulator.cli.deployment_options import as_pair, read_deployment, with_deployment
 
 if TYPE_CHECKING:
-    from simulator.cluster import ClusterSpec
-    from simulator.deployment import Deployment
     from simulator.workload import Trace
 
 __all__ = ["run"]
 
-TRAFFIC, WHERE, LIMITS, OUTPUT = "Traffic", "Deployment", "Limits", "Results"
+TRAFFIC, WHERE, OUTPUT = "Traffic", "Deployment", "Results"
 
 
-@with_techniques
+@with_deployment()
 def run(
     trace: Annotated[Path, typer.Argument(help="Trace of any supported format.", show_default=False)],
-    model: Annotated[
-        str | None, typer.Option(help="Name in the zoo or path of a config.json.", rich_help_panel=WHERE)
-    ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Name or path of a hardware profile.", rich_help_panel=WHERE)
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="Serving system, see `sim systems`.", rich_help_panel=WHERE)
-    ] = None,
-    deployment: Annotated[
-        Path | None,
-        typer.Option("--deployment", "-c", help="YAML file; options override it.", rich_help_panel=WHERE),
-    ] = None,
     cluster: Annotated[
         Path | None,
         typer.Option(help="YAML file of a cluster: pools, router, failures …", rich_help_panel=WHERE),
-    ] = None,
-    router: Annotated[
-        str | None,
-        typer.Option(help="Which replica gets a request, see the guide to clusters.", rich_help_panel=WHERE),
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int | None,
-        typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.", rich_help_panel=WHERE),
-    ] = None,
-    pipeline_parallel_size: Annotated[
-        int | None,
-        typer.Option("--pipeline-parallel-size", "--pp", help="Pipeline stages.", rich_help_panel=WHERE),
-    ] = None,
-    data_parallel_size: Annotated[
-        int | None,
-        typer.Option(
-            "--data-parallel-size",
-            "--dp",
-            help="Attention data parallel ranks of a MoE.",
-            rich_help_panel=WHERE,
-        ),
-    ] = None,
-    expert_parallel_size: Annotated[
-        int | None,
-        typer.Option(
-            "--expert-parallel-size", "--ep", help="Ranks that hold whole experts.", rich_help_panel=WHERE
-        ),
-    ] = None,
-    interconnect: Annotated[
-        str | None,
-        typer.Option(
-            help="How the GPUs of a box are joined: nvlink, nvlink-bridge or pcie.", rich_help_panel=WHERE
-        ),
-    ] = None,
-    interconnect_bandwidth: Annotated[
-        float | None,
-        typer.Option(help="Bus bandwidth of all-reduces over PCIe, GB/s.", rich_help_panel=WHERE),
-    ] = None,
-    num_replicas: Annotated[
-        int | None, typer.Option(help="Replicas behind the router.", rich_help_panel=WHERE)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Format of the weights: bf16, fp8, int4 …", rich_help_panel=WHERE)
-    ] = None,
-    kv_cache_dtype: Annotated[
-        str | None, typer.Option(help="Format of keys and values.", rich_help_panel=WHERE)
-    ] = None,
-    speculation: Annotated[
-        str | None,
-        typer.Option(
-            help="Speculative decoding: method=draft,model=llama-3.2-1b,tokens=4,acceptance=0.7; methods draft, eagle, "
-            "mtp, medusa, ngram; none switches off what the file states.",
-            rich_help_panel=WHERE,
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="Running sequences at most.", rich_help_panel=LIMITS)
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per step.", rich_help_panel=LIMITS)
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Longest sequence, tokens.", rich_help_panel=LIMITS)
-    ] = None,
-    block_size: Annotated[
-        int | None, typer.Option(help="Tokens per KV block.", rich_help_panel=LIMITS)
-    ] = None,
-    num_gpu_blocks: Annotated[
-        int | None, typer.Option(help="KV blocks, instead of what the memory gives.", rich_help_panel=LIMITS)
-    ] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of the memory the system may use.", rich_help_panel=LIMITS)
-    ] = None,
-    enable_prefix_caching: Annotated[
-        bool | None,
-        typer.Option(
-            "--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV.", rich_help_panel=LIMITS
-        ),
-    ] = None,
-    enable_chunked_prefill: Annotated[
-        bool | None,
-        typer.Option(
-            "--enable-chunked-prefill/--no-enable-chunked-prefill",
-            help="Cut prompts to the token budget.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
-    async_scheduling: Annotated[
-        bool | None,
-        typer.Option(
-            "--async-scheduling/--no-async-scheduling",
-            help="Decide a step while the last one runs.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
-    scheduling_policy: Annotated[
-        str | None, typer.Option(help="fcfs or priority.", rich_help_panel=LIMITS)
-    ] = None,
-    default_max_tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Output limit where the trace has none: a number, pow2 or exact.", rich_help_panel=LIMITS
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            "-o",
-            help="NAME=VALUE of the system's own, see `sim systems NAME`.",
-            rich_help_panel=LIMITS,
-        ),
     ] = None,
     request_rate: Annotated[
         float | None,
@@ -219,11 +92,11 @@ def run(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only the table.", rich_help_panel=OUTPUT)
     ] = False,
-    techniques: Any = None,
+    stated: Any = None,
 ) -> None:
     """Replay TRACE against a serving system and print what users would feel."""
     options = dict(locals())
-    from simulator.cli.run_cluster import print_classes, print_cluster, print_header
+    from simulator.cli.run_cluster import cluster_spec, print_classes, print_cluster, print_header
     from simulator.intervals import simulate_with_intervals
     from simulator.results import check_replaceable, format_table, parse_goodput, write_run
     from simulator.simulation import simulate
@@ -231,7 +104,7 @@ def run(
     objectives = parse_goodput(goodput or [])
     percentiles = _numbers("metric-percentiles", metric_percentiles)
     latencies = _latencies(percentile_metrics)
-    resolved = _deployment(options).resolve() if cluster is None else _cluster(options)
+    resolved = read_deployment(stated).resolve() if cluster is None else cluster_spec(cluster, stated)
     if out is not None:
         check_replaceable(out)
     requests = _trace(options)
@@ -279,70 +152,6 @@ def _refuse_if_nothing_fits(result: Any) -> None:
         raise CapacityError(f"no request fits: {count} of {len(result.trace)} rejected because {reason}")
 
 
-DEPLOYMENT_OPTIONS = (
-    "model",
-    "gpu",
-    "system",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "expert_parallel_size",
-    "interconnect",
-    "interconnect_bandwidth",
-    "num_replicas",
-    "router",
-    "dtype",
-    "kv_cache_dtype",
-    "speculation",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_model_len",
-    "block_size",
-    "num_gpu_blocks",
-    "gpu_memory_utilization",
-    "enable_prefix_caching",
-    "enable_chunked_prefill",
-    "async_scheduling",
-    "scheduling_policy",
-    "default_max_tokens",
-)
-
-
-def _deployment(options: dict[str, Any]) -> Deployment:
-    """The deployment file, overruled by the options that were given."""
-    from simulator.deployment import Deployment
-
-    path = options["deployment"]
-    stated = Deployment.load(path).model_dump(exclude_unset=True) if path else {}
-    stated |= {name: options[name] for name in DEPLOYMENT_OPTIONS if options[name] is not None}
-    stated |= options["techniques"]
-    limit = stated.get("default_max_tokens")
-    if isinstance(limit, str) and limit.isdecimal():
-        stated["default_max_tokens"] = int(limit)
-    if options["option"]:
-        stated["options"] = {**stated.get("options", {}), **dict(_pair(text) for text in options["option"])}
-    return Deployment.of(**stated)
-
-
-def _cluster(options: dict[str, Any]) -> ClusterSpec:
-    from simulator.cli.run_cluster import cluster_spec
-
-    names = ("deployment", *(name for name in DEPLOYMENT_OPTIONS if name != "router"), "option")
-    given = [name for name in names if options[name] not in (None, [])]
-    return cluster_spec(options, [*given, *options["techniques"]])
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    import yaml
-
-    from simulator.errors import ConfigurationError
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigurationError(f"--option {text!r}: must be NAME=VALUE")
-    return name.strip().replace("-", "_"), yaml.safe_load(value)
-
-
 def _trace(options: dict[str, Any]) -> Trace:
     from simulator.workload import read_trace
 
@@ -353,7 +162,7 @@ def _trace(options: dict[str, Any]) -> Trace:
         block_size=options["trace_block_size"],
         spread=options["spread"],
         zero_output=options["zero_output"],
-        columns=dict(_pair(text) for text in options["column"] or ()),
+        columns=dict(as_pair(text) for text in options["column"] or ()),
         limit=options["num_prompts"],
         request_rate=options["request_rate"],
         seed=options["seed"],

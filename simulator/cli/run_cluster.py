@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from simulator.cluster import ClusterResult, ClusterSpec
     from simulator.results import ClassRow
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["cluster_spec", "print_classes", "print_cluster", "print_header"]
 
 
-def cluster_spec(options: dict[str, Any], stated: list[str]) -> ClusterSpec:
-    """The cluster file, its router overruled by ``--router``. *stated*: deployment options, which contradict it."""
+def cluster_spec(file: Path, stated: dict[str, Any]) -> ClusterSpec:
+    """The cluster *file*, its router overruled by ``--router``; other *stated* options contradict it."""
     from simulator.cluster import ClusterSpec
     from simulator.errors import ConfigurationError
 
-    if stated:
+    if given := [name for name in stated if name != "router"]:
         raise ConfigurationError(
-            f"--{stated[0].replace('_', '-')}: a cluster file states its pools' deployments itself"
+            f"--{given[0].replace('_', '-')}: a cluster file states its pools' deployments itself"
         )
-    spec = ClusterSpec.load(options["cluster"])
-    return spec if options["router"] is None else spec.model_copy(update={"router": options["router"]})
+    spec = ClusterSpec.load(file)
+    return spec.model_copy(update={"router": stated["router"]}) if "router" in stated else spec
 
 
 def print_header(spec: ClusterSpec, trace: Trace) -> None:

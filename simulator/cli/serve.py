@@ -9,45 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulator.cli.deployment_options import read_deployment, with_deployment
+
 if TYPE_CHECKING:
     from engine.server.loop import EngineLoop
     from simulator.deployment import Resolved
 
 __all__ = ["make_loop", "serve"]
 
+SERVER = "Server"
 
+
+@with_deployment(replicas=False)
 def serve(
-    model: Annotated[str, typer.Option(help="Name in the zoo or path of a config.json.")] = "llama-3.1-8b",
-    gpu: Annotated[str, typer.Option(help="Name or path of a hardware profile.")] = "h100",
-    system: Annotated[str, typer.Option(help="Serving system, see `sim systems`.")] = "vllm",
-    tensor_parallel_size: Annotated[
-        int, typer.Option("--tensor-parallel-size", "--tp", help="GPUs per layer.")
-    ] = 1,
-    dtype: Annotated[str | None, typer.Option(help="Format of the weights.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Running sequences at most.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens per step.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence, tokens.")] = None,
-    num_gpu_blocks: Annotated[int | None, typer.Option(help="KV blocks.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory with a tokenizer.json.")] = None,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
-    api_key: Annotated[str | None, typer.Option(help="Also ENGINE_API_KEY.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Directory with a tokenizer.json.", rich_help_panel=SERVER)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind.", rich_help_panel=SERVER)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.", rich_help_panel=SERVER)] = 8000,
+    api_key: Annotated[str | None, typer.Option(help="Also ENGINE_API_KEY.", rich_help_panel=SERVER)] = None,
+    stated: Any = None,
 ) -> None:
     """Serve OpenAI's API as a deployment that is not there would: same answers' timing, random letters."""
-    from simulator.deployment import Deployment
     from simulator.errors import ConfigurationError
 
-    limits = {
-        "dtype": dtype,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "max_model_len": max_model_len,
-        "num_gpu_blocks": num_gpu_blocks,
-    }
-    stated = {name: value for name, value in limits.items() if value is not None}
-    resolved = Deployment.of(
-        model=model, gpu=gpu, system=system, tensor_parallel_size=tensor_parallel_size, **stated
-    ).resolve()
+    resolved = read_deployment(stated).resolve()
     try:
         from engine.server import Limits
         from engine.server.serve import serve as run
@@ -68,12 +54,18 @@ def make_loop(resolved: Resolved, tokenizer: Path | None = None) -> EngineLoop:
 
     policy, vocab = resolved.system.policy_class, resolved.model.vocab_size
     known = signature(policy).parameters
-    numbered = "track_ids" in known and not getattr(policy, "forks", False)
+    speculating, steps = resolved.speculation is not None, resolved.steptime
+    numbered = "track_ids" in known and not getattr(policy, "forks", False) and not speculating
     wanted = {"explicit": True, "track_ids": numbered}  # the executor needs to know who decodes, and where
     more: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
     words = load_tokenizer(tokenizer, vocab)
+
+    def seconds(num_decodes: int, context: int, prefills: list[tuple[int, int]]) -> float:
+        """A sequence attends to the tokens that it checks, too."""
+        return steps.seconds(num_decodes, context + int(steps.width - 1) * num_decodes, prefills)
+
     executor = SimulatedExecutor(
-        PredictedDevice(resolved.steptime.seconds, vocab, resolved.budget.block_size),
+        PredictedDevice(seconds, vocab, resolved.budget.block_size),
         resolved.scheduler(**more),
         numbered=numbered,
         tokenizer=words,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["with_techniques"]
+__all__ = ["OPTIONS", "with_options", "with_techniques"]
 
 PANEL = "Techniques"
 
@@ -47,18 +47,38 @@ OPTIONS: dict[str, Any] = {
 
 def with_techniques(command: Callable[..., None]) -> Callable[..., None]:
     """*command*, which takes a mapping ``techniques``, with an option for each of them instead."""
-    signature = inspect.signature(command, eval_str=True)
+    return with_options(OPTIONS, "techniques", last=True)(command)
 
-    @functools.wraps(command)
-    def wrapped(**options: Any) -> None:
-        given = {name: options.pop(name) for name in OPTIONS}
-        command(**options, techniques={name: value for name, value in given.items() if value is not None})
 
-    own = [parameter for name, parameter in signature.parameters.items() if name != "techniques"]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in OPTIONS.items()
-    ]
-    wrapped.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
-    return wrapped
+def with_options(
+    options: Mapping[str, Any], into: str, last: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the command takes a mapping *into* of those of *options* that were given, and has each as an option.
+
+    ``--help`` shows them before the command's own, or *last*.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            given = {name: values.pop(name) for name in options}
+            stated = {name: value for name, value in given.items() if value not in (None, [])}
+            command(**values, **{into: stated})
+
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in signature.parameters.items()
+            if name != into
+        ]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in options.items()
+        ]
+        ordered = [*own, *added] if last else [*added, *own]
+        wrapped.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
+        return wrapped
+
+    return decorate

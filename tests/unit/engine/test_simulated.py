@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from engine.server import Limits, Update, create_app  # noqa: E402
 from engine.server.loop import EngineLoop  # noqa: E402
 from engine.simulated import PredictedDevice, letter_tokens  # noqa: E402
 from engine.tokenizer import load_tokenizer  # noqa: E402
-from simulator.cli.serve import make_loop  # noqa: E402
+from simulator.cli.deployment_options import read_deployment  # noqa: E402
+from simulator.cli.run import run  # noqa: E402
+from simulator.cli.serve import make_loop, serve  # noqa: E402
 from simulator.deployment import Deployment  # noqa: E402
-from simulator.scheduling.system import list_systems  # noqa: E402
+from simulator.scheduling.system import find_system, list_systems  # noqa: E402
 
 SYSTEMS = [s.name for s in list_systems() if s.same_as is None and s.offload is None]
 
@@ -104,6 +107,50 @@ def test_every_system_serves(system: str) -> None:
         assert sum(len(update.tokens) for update in updates) == 4, updates
     finally:
         loop.stop("the test is over")
+
+
+SPECULATIVE = [s.name for s in list_systems() if "draft" in s.speculation or "ngram" in s.speculation]
+
+
+@pytest.mark.parametrize("system", SPECULATIVE)
+def test_a_step_hands_out_what_its_drafts_yield(system: str) -> None:
+    """Every draft of 4 accepted: 5 tokens a step; none accepted: one."""
+    method = "draft,model=llama-3.2-1b" if "draft" in find_system(system).speculation else "ngram"
+    for acceptance, tokens in ((1.0, 5), (0.0, 1)):
+        stated = f"method={method},tokens=4,acceptance={acceptance}"
+        resolved = Deployment.of(
+            model="llama-3.1-8b", gpu="h100", system=system, speculation=stated
+        ).resolve()
+        executor = make_loop(resolved).executor
+        executor.device.seconds = lambda *_: 0.0
+        [sequence] = executor.add([7] * 40, SamplingParams(max_tokens=41))
+        gains, had = [], 0
+        while executor.has_work:
+            executor.step()
+            gains, had = [*gains, sequence.num_output - had], sequence.num_output
+        steps = [gain for gain in gains if gain]
+        if executor.scheduler.delivery == "step":
+            assert steps == [1, *[tokens] * (40 // tokens)]
+        assert sequence.num_output == 41 and sequence.finish_reason == "length"
+
+
+def test_every_way_to_deploy_serves(tmp_path: Path) -> None:
+    """What `sim run` takes, `sim serve` takes: a file, overruled by options, with a pipeline or speculation."""
+    (tmp_path / "d.yaml").write_text(
+        "model: llama-3.1-70b\ngpu: h100\ntensor_parallel_size: 2\nspeculation: none\n"
+    )
+    given = {"deployment": tmp_path / "d.yaml", "pipeline_parallel_size": 2, "option": ["max_num_seqs=7"]}
+    resolved = read_deployment(given).resolve()
+    assert (resolved.num_gpus, resolved.limits["max_num_seqs"]) == (4, 7)
+    loop = make_loop(resolved)
+    loop.start()
+    try:
+        assert sum(len(u.tokens) for u in finish(loop, [7] * 40, SamplingParams(max_tokens=4))) == 4
+    finally:
+        loop.stop("the test is over")
+    flags = [set(signature(command).parameters) for command in (run, serve)]
+    assert set(Deployment.model_fields) - {"options", "long_prefill_token_threshold"} <= flags[0] | flags[1]
+    assert flags[0] & set(Deployment.model_fields) - flags[1] == {"num_replicas", "router"}
 
 
 def test_it_speaks_http_and_has_no_probabilities(loop: EngineLoop) -> None:
