@@ -110,6 +110,7 @@ namespace emulator {
 
 constexpr int LANES = 32;
 constexpr size_t STACK = 128 * 1024;
+constexpr size_t FENCE = 4096;              // bytes behind the shared memory that must stay as they are
 
 struct Copy { void* to; const void* from; bool valid; };
 
@@ -203,6 +204,7 @@ inline void resume(Fiber& fiber) {
 inline void run_block(Block& b) {
     block = &b;
     std::fill(b.shared.begin(), b.shared.end(), 0xff);  // NaN in every format
+    const auto fence = b.shared.end() - FENCE;
     for (bool left = true; left;) {
         const uint64_t before = b.events;
         left = false;
@@ -215,6 +217,10 @@ inline void run_block(Block& b) {
             std::fprintf(stderr, "deadlock: threads wait at different barriers\n");
             std::abort();
         }
+    }
+    if (!std::all_of(fence, b.shared.end(), [](unsigned char byte) { return byte == 0xff; })) {
+        std::fprintf(stderr, "a write behind the shared memory that the launch asked for\n");
+        std::abort();
     }
 }
 
@@ -252,7 +258,19 @@ inline unsigned atomicMax(unsigned* place, unsigned value) {
     return before;
 }
 
+// What a GPU answers with a misaligned address, or by writing into what is not the block's.
+inline void require(bool holds, const char* what) {
+    if (holds) return;
+    std::fprintf(stderr, "%s\n", what);
+    std::abort();
+}
+inline void require_word(const void* address, const char* what) {
+    require(reinterpret_cast<uintptr_t>(address) % 16 == 0, what);
+}
+
 inline void copy_async(void* to, const void* from, bool valid) {
+    require_word(to, "copy_async: misaligned shared address");
+    require_word(from, "copy_async: misaligned global address");
     if (emulator::eager) emulator::perform({to, from, valid});
     else emulator::block->current->open.push_back({to, from, valid});
 }
@@ -273,11 +291,13 @@ inline uint32_t pair_at(uint64_t row, int column) {
     return pair;
 }
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
+    require_word(row, "load_matrices: misaligned row");
     const auto& rows = emulator::exchange({reinterpret_cast<uint64_t>(row)});
     const int lane = emulator::lane();
     for (int m = 0; m < 4; ++m) r[m] = pair_at(rows[m * 8 + lane / 4][0], 2 * (lane % 4));
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+    require_word(row, "load_matrices_transposed: misaligned row");
     const auto& rows = emulator::exchange({reinterpret_cast<uint64_t>(row)});
     const int lane = emulator::lane(), column = lane / 4;
     for (int m = 0; m < 4; ++m) {
@@ -316,7 +336,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
     b.fibers = std::vector<emulator::Fiber>(threads);
     b.warps.resize(threads / emulator::LANES);
     b.slots.resize(threads / emulator::LANES);
-    b.shared.resize(shared_bytes + 128);
+    b.shared.resize(shared_bytes + emulator::FENCE);
     b.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
     for (int i = 0; i < threads; ++i) b.fibers[i].thread = i;
     for (unsigned z = 0; z < grid.z; ++z)
