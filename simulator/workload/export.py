@@ -27,6 +27,10 @@ __all__ = ["as_written", "write_jsonl", "write_meta"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+DECIMALS = 4
+"""Of a time in ms: Azure's ticks are tenths of a microsecond."""
+TIE, LARGE = 1e-3, 2.0**40
+"""How close to half a tick, and from how many ticks on, a product of doubles may fall on the wrong side."""
 
 
 def write_jsonl(trace: Trace, path: str | Path) -> None:
@@ -51,7 +55,13 @@ def as_written(trace: Trace) -> Trace:
 
 def _rounded(seconds: Floats) -> Floats:
     """ms as they are written; NaN stays."""
-    return np.array([round(t, 4) for t in (seconds * 1000).tolist()])
+    ms = seconds * 1000
+    ticks = ms * 10**DECIMALS
+    # A whole number over a power of ten is the very double that Python's round gives.
+    rounded: Floats = np.rint(ticks) / 10**DECIMALS
+    close = (np.abs(ticks - np.floor(ticks) - 0.5) < TIE) | (np.abs(ticks) > LARGE)
+    rounded[close] = [round(t, DECIMALS) for t in ms[close].tolist()]
+    return rounded
 
 
 def _numbered(codes: Ints) -> Ints:
@@ -99,10 +109,10 @@ def records(trace: Trace) -> Iterator[dict[str, Any]]:
 
 
 def milliseconds(value: float) -> float | int | None:
-    """ms to the tenth of a microsecond (Azure's ticks), whole where it is whole, None for none."""
+    """ms to `DECIMALS`, whole where it is whole, None for none."""
     if value != value:
         return None
-    rounded = round(value, 4)
+    rounded = round(value, DECIMALS)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
