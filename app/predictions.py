@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import diagonal
 from app.processes import Tick
 from simulator.errors import ConfigurationError
 from simulator.results.figures import PALETTE
@@ -23,8 +24,6 @@ from simulator.results.figures import PALETTE
 __all__ = ["bundled_figures", "figure", "predictions", "summary"]
 
 SIM = "from simulator.cli import main; main()"
-MARGIN = 0.2
-"""Of the band beside the diagonal."""
 UNITS = {"throughput": "tok/s", "request_throughput": "req/s"}
 
 
@@ -48,21 +47,7 @@ def predictions(path: str, tick: Tick) -> pd.DataFrame:
 
 def figure(rows: pd.DataFrame) -> go.Figure:
     """Predicted over measured, both logarithmic; the diagonal is a perfect prediction."""
-    drawn = go.Figure()
-    low, high = (
-        rows[["measured", "predicted"]].min().min() / 1.5,
-        rows[["measured", "predicted"]].max().max() * 1.5,
-    )
-    for factor, dash in ((1.0, "solid"), (1 + MARGIN, "dot"), (1 / (1 + MARGIN), "dot")):
-        line = {"color": "rgba(128,128,128,.6)", "width": 1, "dash": dash}
-        drawn.add_scatter(
-            x=[low, high],
-            y=[low * factor, high * factor],
-            mode="lines",
-            line=line,
-            hoverinfo="skip",
-            showlegend=False,
-        )
+    drawn = diagonal.plane([*rows["measured"], *rows["predicted"]])
     for i, ((system, gpu), part) in enumerate(rows.groupby(["system", "gpu"])):
         drawn.add_scatter(
             x=part["measured"],
@@ -73,11 +58,8 @@ def figure(rows: pd.DataFrame) -> go.Figure:
             text=part["label"] + "<br>" + part["metric"] + (100 * part["ape"]).map(": {:.1f} % off".format),
             hovertemplate="%{text}<br>measured %{x:,.4g}, predicted %{y:,.4g}<extra></extra>",
         )
-    drawn.update_xaxes(type="log", title="measured")
-    drawn.update_yaxes(type="log", title="predicted")
-    drawn.update_layout(
-        height=460, margin={"l": 8, "r": 8, "t": 8, "b": 8}, legend={"orientation": "h", "y": -0.15}
-    )
+    drawn.update_xaxes(title="measured")
+    drawn.update_yaxes(title="predicted")
     return drawn
 
 

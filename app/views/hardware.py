@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import charts, library, roofline, state, uploading
+from app import charts, library, measured, roofline, state, uploading
 from hwprofiles import HardwareProfile, Law, list_profiles, load_profile
 from simulator.errors import SimError
 from simulator.models import list_models
+from simulator.steptime.measured_points import measured_points
 
 __all__ = ["page"]
 
@@ -49,6 +50,8 @@ def _draw(profiles: list[HardwareProfile], chosen: list[str]) -> None:
     st.dataframe(
         pd.DataFrame({p.name: _datasheet(p) for p in profiles}).reset_index(names=""), hide_index=True
     )
+    for profile in profiles:
+        st.caption(f"{profile.name}: datasheet and limits from {library.plain(profile.datasheet.source)}.")
     st.markdown("**Roofline, with the operators of a step on it**")
     st.caption("A point below its roof is time that the datasheet does not explain. Size: share of the step.")
     columns = st.columns([2, 1, 1, 1])
@@ -62,11 +65,11 @@ def _draw(profiles: list[HardwareProfile], chosen: list[str]) -> None:
     st.markdown("**Laws against measurements and datasheet**: matrix products in bf16")
     st.caption(
         "Lines: the fitted law. Band: the middle 80 % of measurements that the fit had not seen lay in it, and it ends "
-        "where the data end; no band: none was held out on this device. Dotted: what the datasheet allows. A profile "
-        "keeps the fit and its errors, not the measurements themselves."
+        "where the data end; no band: none was held out on this device. Dotted: what the datasheet allows."
     )
     charts.draw(roofline.law_figure(profiles), "laws")
     for profile in profiles:
+        _measured(profile)
         _provenance(profile)
 
 
@@ -84,8 +87,23 @@ def _datasheet(profile: HardwareProfile) -> dict[str, str]:
         "Power (W)": "not known" if sheet.tdp_watts is None else f"{sheet.tdp_watts:,.0f}",
         "Price ($/h)": f"{price.usd_per_hour:.2f} ({price.date or 'no date'})" if price else "none obtained",
         "Laws": profile.provenance.removeprefix("laws: "),
-        "Source": sheet.source,
     }
+
+
+def _measured(profile: HardwareProfile) -> None:
+    points = measured_points(profile)
+    if not points:
+        st.caption(
+            f"{profile.name} carries no measurements to hold its laws against: a profile that `sim calibrate fit` "
+            "writes does, upload yours."
+        )
+        return
+    st.markdown(f"**{profile.name}: fitted against measured**")
+    st.caption("Some of the measurements that each law was fitted to. Dotted: 20 % off. Hover for the shape.")
+    left, right = st.columns([3, 2])
+    with left:
+        charts.draw(measured.figure(points), f"measured.{profile.name}")
+    right.dataframe(measured.table(points), hide_index=True)
 
 
 def _provenance(profile: HardwareProfile) -> None:
