@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
+
+from .served import Server, chromium, dashboard
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "runs" / "screenshots"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-)
-INSTALL = "apt-get update && apt-get install --yes --no-install-recommends chromium"
 
 
 PATIENCE_MS = 60_000
@@ -72,51 +66,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation)
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "app").mkdir()
     (folder / "app" / "__init__.py").write_text("raise ImportError('the wrong app')\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (folder / "log").open("wb")
     trace = ROOT / "examples" / "sessions-500.jsonl"
-    command = installation.command("dashboard", "--no-browser", "--port", port, trace)
-    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=installation.env)
-    try:
-        _wait(f"http://127.0.0.1:{port}/_stcore/health", process, folder / "log")
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
-
-
-class Server(NamedTuple):
-    """A running dashboard."""
-
-    address: str
-    pid: int
-
-
-def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(address, timeout=2) as answer:
-                if answer.read() == b"ok":
-                    return
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.25)
-    raise AssertionError(f"no answer from {address}: {log.read_text()}")
+    with dashboard(installation.command(), folder, trace, env=installation.env) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    path = next(filter(None, found), None)
-    if path is None:
-        pytest.fail(f"the browser tests need a Chromium: {INSTALL}")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET.split())
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -163,15 +121,14 @@ class Visitor:
         self.page.locator(idle).wait_for(state="attached")
         return self.page
 
-    def tile(self, label: str) -> str:
-        """The number on the tile called *label*."""
-        tile = self.page.get_by_test_id("stMetric").filter(has_text=label).first
-        return str(tile.get_by_test_id("stMetricValue").inner_text()).strip()
+    def tile(self, label: str, part: str = ".value") -> str:
+        """The number on the tile called *label*, or what stands below it."""
+        return str(self.page.locator(".tile").filter(has_text=label).first.locator(part).inner_text()).strip()
 
     def tiles(self) -> list[str]:
         """The numbers on all tiles."""
-        self.page.get_by_test_id("stMetricValue").first.wait_for()
-        return [text.strip() for text in self.page.get_by_test_id("stMetricValue").all_inner_texts()]
+        self.page.locator(".tile .value").first.wait_for()
+        return [text.strip() for text in self.page.locator(".tile .value").all_inner_texts()]
 
     def check(self) -> None:
         """Nothing went wrong so far."""
