@@ -44,7 +44,7 @@ def cdf_figure(results: Mapping[str, Result], latency: str, title: str) -> go.Fi
         hover = f"{name}<br>%{{y:.1f}} % within %{{x:,.4g}} ms<extra></extra>"
         line = {"color": PALETTE[i % len(PALETTE)], "width": 2}
         figure.add_scatter(x=x, y=share, mode="lines", name=name, line=line, hovertemplate=hover)
-    figure.update_xaxes(type="log", title=f"{title} (ms)")
+    figure.update_xaxes(type="log", dtick="D2", title=f"{title} (ms)")
     figure.update_yaxes(range=[0, 102], ticksuffix=" %")
     figure.update_layout(
         height=330, margin={"l": 8, "r": 8, "t": 8, "b": 8}, legend={"orientation": "h", "y": -0.3}

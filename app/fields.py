@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -10,7 +11,15 @@ from app import library
 from app.state import key
 from app.view import SYSTEM, View
 
-__all__ = ["number", "select", "slider", "switch"]
+__all__ = ["folded", "number", "select", "slider", "switch"]
+
+
+def folded(label: str, draw: Callable[..., None], *args: Any) -> None:
+    """What *draw* draws, behind *label*: only while it is open, as a browser spends as long on what it hides."""
+    fold = st.expander(label, key=f"fold.{label}", on_change="rerun")
+    if fold.open:
+        with fold:
+            draw(*args)
 
 
 def switch(field: str, label: str, help: str) -> None:

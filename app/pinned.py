@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, library, state, work
+from app.tiles import WORTH_A_COLOUR
 from app.view import View
 from simulator import Result
 from simulator.comparison import Row, compare, explain
@@ -17,7 +18,6 @@ __all__ = ["draw", "label", "pin", "result", "table"]
 
 BETTER_HIGHER = ("req/s", "tok/s")
 NEUTRAL = ("requests finished", "KV usage mean", "batch size mean", "prefix cache hits")
-WORTH_A_COLOUR = 0.01
 
 
 def pin(view: View) -> None:

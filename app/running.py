@@ -18,8 +18,10 @@ __all__ = ["run", "waited"]
 
 Value = TypeVar("Value")
 
-WORTH_A_BAR_S = 0.4
+WORTH_A_BAR_S = 0.8
 """Seconds after which a bar is worth its space."""
+STEP_S = 0.4
+"""Seconds between two drawings of it: each makes the browser draw the page anew."""
 
 
 def run(view: View, name: str = "") -> Result | None:
@@ -57,18 +59,33 @@ class _Bar:
     """Drawn once the reader has waited for a moment; with a button where there is a *view* to stop."""
 
     def __init__(self, place: Any, view: View | None = None) -> None:
-        self.place, self.view, self.begin = place, view, time.monotonic()
+        self.place, self.view = place, view
+        self.next = time.monotonic() + WORTH_A_BAR_S
         self.bar: Any = None
+        self.shown = ""
 
     def draw(self, done: float) -> None:
-        if self.bar is None and time.monotonic() - self.begin > WORTH_A_BAR_S:
-            with self.place.container():
-                self.bar = st.progress(0.0)
-                if self.view is not None:
-                    key, view = f"stop.{hash(self.view)}", self.view
-                    st.button("Stop", key=key, on_click=_stop, args=(view,), icon=":material/stop_circle:")
-        if self.bar is not None:
-            self.bar.progress(done, text=_words(done))
+        """Often called, seldom seen."""
+        _leave_if_asked()
+        if time.monotonic() < self.next or self.shown == _words(done):
+            return
+        self.next, self.shown = time.monotonic() + STEP_S, _words(done)
+        if self.bar is None:
+            self._begin()
+        self.bar.progress(done, text=self.shown)
+
+    def _begin(self) -> None:
+        name = "" if self.view is None else hash(self.view)
+        with self.place.container(key=f"waiting.{name}"):
+            self.bar = st.progress(0.0)
+            if self.view is not None:
+                stop = {"on_click": _stop, "args": (self.view,), "icon": ":material/stop_circle:"}
+                st.button("Stop", key=f"stop.{name}", **stop)
+
+
+def _leave_if_asked() -> None:
+    """A script whose reader has gone on to something else ends here: wherever it looks at the session's state."""
+    st.session_state.get("stopped")
 
 
 def _words(done: float) -> str:

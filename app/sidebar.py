@@ -50,9 +50,9 @@ def controls() -> View | None:
             st.error(f"The link could not be followed: {library.plain(st.session_state['link_error'])}")
         _traffic()
         _deployment()
-        _limits()
-        techniques.draw_switches()
-        techniques.draw_speculation()
+        fields.folded("Limits and switches", _limits)
+        fields.folded("Techniques", techniques.draw_switches)
+        fields.folded("Speculative decoding", techniques.draw_speculation)
         _objectives()
         try:
             view = state.chosen()
@@ -77,9 +77,12 @@ def _traffic() -> None:
         _description()
     else:
         _replay()
-    with st.expander("Upload a trace"):
-        help = "Azure, BurstGPT, Mooncake, ShareGPT, CSV …; plain or gzip."
-        upload("trace", "Trace of any supported format", help, "sidebar")
+    fields.folded("Upload a trace", _upload_trace)
+
+
+def _upload_trace() -> None:
+    help = "Azure, BurstGPT, Mooncake, ShareGPT, CSV …; plain or gzip."
+    upload("trace", "Trace of any supported format", help, "sidebar")
 
 
 def _source_title(source: str) -> str:
@@ -107,35 +110,40 @@ def _description() -> None:
     )
     fields.number("input_mean", "Prompt length, mean (tokens)", "Lognormal.", step=50)
     fields.number("output_mean", "Output length, mean (tokens)", "Lognormal.", step=10)
-    with st.expander("More about the traffic"):
-        fields.number("num_prompts", "Requests", f"At most {MAX_REQUESTS:,}.", step=500)
-        fields.slider(
-            "input_sigma", "Spread of prompt lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
-        )
-        fields.slider(
-            "output_sigma", "Spread of output lengths (σ of the logarithm)", 0.0, 2.0, 0.01, "0: all equal."
-        )
-        fields.number("turns", "Turns of a conversation, at most", "1: requests on their own.")
-        fields.number("think_time", "Time between turns, mean (s)", "Exponential.", step=1.0)
-        fields.number("num_prefixes", "Shared prefixes", "0: none. Each prompt starts with one of them.")
-        fields.number("prefix_length", "Length of a shared prefix (tokens)", "", step=100)
-        fields.number("seed", "Seed", "Another sample of the same traffic.")
-        fields.number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
+    fields.folded("More about the traffic", _more_description)
+
+
+def _more_description() -> None:
+    fields.number("num_prompts", "Requests", f"At most {MAX_REQUESTS:,}.", step=500)
+    spread, equal = "Spread of {} lengths (σ of the logarithm)", "0: all equal."
+    fields.slider("input_sigma", spread.format("prompt"), 0.0, 2.0, 0.01, equal)
+    fields.slider("output_sigma", spread.format("output"), 0.0, 2.0, 0.01, equal)
+    fields.number("turns", "Turns of a conversation, at most", "1: requests on their own.")
+    fields.number("think_time", "Time between turns, mean (s)", "Exponential.", step=1.0)
+    fields.number("num_prefixes", "Shared prefixes", "0: none. Each prompt starts with one of them.")
+    fields.number("prefix_length", "Length of a shared prefix (tokens)", "", step=100)
+    fields.number("seed", "Seed", "Another sample of the same traffic.")
+    _concurrency()
+
+
+def _concurrency() -> None:
+    fields.number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
 
 
 def _replay() -> None:
     fields.number(
         "rescaled_rate", "Requests per second", "0: as recorded. Else arrivals are stretched to it.", step=0.5
     )
-    with st.expander("How to read it"):
-        fields.number("first", "Only the first … requests", "0: all.", step=500)
-        fields.number("max_concurrency", "Requests in flight, at most", "0: open loop, arrivals do not wait.")
-        formats = ["", *sorted(FORMATS)]
-        st.selectbox("Format", formats, format_func=lambda name: name or "recognised", key=key("format"))
-        units = ["", "s", "ms", "us", "ns"]
-        st.selectbox(
-            "Unit of time", units, format_func=lambda unit: unit or "the format's", key=key("time_unit")
-        )
+    fields.folded("How to read it", _reading)
+
+
+def _reading() -> None:
+    fields.number("first", "Only the first … requests", "0: all.", step=500)
+    _concurrency()
+    formats = ["", *sorted(FORMATS)]
+    st.selectbox("Format", formats, format_func=lambda name: name or "recognised", key=key("format"))
+    units = ["", "s", "ms", "us", "ns"]
+    st.selectbox("Unit of time", units, format_func=lambda unit: unit or "the format's", key=key("time_unit"))
 
 
 def _apply_preset() -> None:
@@ -160,9 +168,12 @@ def _deployment() -> None:
         fields.number("pipeline_parallel_size", "Stages (PP)", "Pipeline parallelism.")
     formats = ["", *DTYPES]
     st.selectbox("Weights", formats, format_func=lambda name: name or "as published", key=key("dtype"))
-    with st.expander("Upload a model or a GPU"):
-        upload("model", "config.json of Hugging Face", "Only its numbers are read.", "sidebar")
-        upload("gpu", "Calibrated profile (YAML)", "As `sim calibrate fit` writes it.", "sidebar")
+    fields.folded("Upload a model or a GPU", _upload_parts)
+
+
+def _upload_parts() -> None:
+    upload("model", "config.json of Hugging Face", "Only its numbers are read.", "sidebar")
+    upload("gpu", "Calibrated profile (YAML)", "As `sim calibrate fit` writes it.", "sidebar")
 
 
 def _about_system() -> str:
@@ -178,32 +189,17 @@ def _limits() -> None:
         options = find_system(st.session_state[key("system")]).options
     except SimError:
         options = ()
-    with st.expander("Limits and switches"):
-        fields.number(
-            "max_num_seqs", "max_num_seqs", "Running sequences at most. 0: the system's own.", step=16
-        )
-        fields.number(
-            "max_num_batched_tokens",
-            "max_num_batched_tokens",
-            "Tokens per step. 0: the system's own.",
-            step=512,
-        )
-        fields.number(
-            "max_model_len", "max_model_len", "Longest sequence, tokens. 0: the model's.", step=1024
-        )
-        fields.slider(
-            "gpu_memory_utilization", "gpu_memory_utilization", 0.0, 1.0, 0.01, "0: the system's own."
-        )
-        fields.switch(
-            "enable_prefix_caching", "Prefix caching", "Share the KV cache of equal beginnings of prompts."
-        )
-        formats = ["", *DTYPES]
-        st.selectbox(
-            "KV cache", formats, format_func=lambda name: name or "16 bits", key=key("kv_cache_dtype")
-        )
-        st.text_input(
-            "The system's own options", key=key("options"), help=f"NAME=VALUE; … of {', '.join(options)}"
-        )
+    own = "0: the system's own."
+    fields.number("max_num_seqs", "max_num_seqs", f"Running sequences at most. {own}", step=16)
+    fields.number("max_num_batched_tokens", "max_num_batched_tokens", f"Tokens per step. {own}", step=512)
+    fields.number("max_model_len", "max_model_len", "Longest sequence, tokens. 0: the model's.", step=1024)
+    fields.slider("gpu_memory_utilization", "gpu_memory_utilization", 0.0, 1.0, 0.01, own)
+    caching = "Share the KV cache of equal beginnings of prompts."
+    fields.switch("enable_prefix_caching", "Prefix caching", caching)
+    formats = ["", *DTYPES]
+    st.selectbox("KV cache", formats, format_func=lambda name: name or "16 bits", key=key("kv_cache_dtype"))
+    known = f"NAME=VALUE; … of {', '.join(options)}"
+    st.text_input("The system's own options", key=key("options"), help=known)
 
 
 def _objectives() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import streamlit as st
@@ -13,16 +14,13 @@ from simulator.results.metric import Number
 from simulator.results.table import format_value
 from simulator.results.tiles import TILES, TIME, Tile, scaled_time
 
-__all__ = ["Verdict", "draw_tiles", "draw_verdicts", "verdicts"]
+__all__ = ["WORTH_A_COLOUR", "Verdict", "draw_tiles", "draw_verdicts", "verdicts"]
 
 FORMULAS = {m.tag: m.formula for m in METRICS} | {m.tag: m.formula for m in LATENCIES}
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "End to end"}
+WORTH_A_COLOUR = 0.01
 REQUIRED = 99
 """Percent of the finished requests that must meet an objective."""
-GRID = (
-    ".st-key-tiles {display: grid; grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: .6rem}"
-)
-"""As many tiles in a row as fit, on a tablet too."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +63,22 @@ def draw_verdicts(result: Result) -> None:
 
 
 def draw_tiles(result: Result, base: Result | None = None) -> None:
-    """The tiles of the report; with *base*, the change against it."""
-    summary = result.summary
-    st.html(f"<style>{GRID}</style>")
-    with st.container(key="tiles"):
-        for tile in TILES:
-            if summary.values.get(tile.key) is not None:
-                _draw(tile, summary, None if base is None else base.summary)
+    """The tiles of the report in one piece; with *base*, the change against it."""
+    summary, before = result.summary, None if base is None else base.summary
+    known = [tile for tile in TILES if summary.values.get(tile.key) is not None]
+    st.html(f'<div class="tiles">{"".join(_tile(tile, summary, before) for tile in known)}</div>')
 
 
-def _draw(tile: Tile, summary: Summary, base: Summary | None) -> None:
+def _tile(tile: Tile, summary: Summary, base: Summary | None) -> str:
     change = None if base is None else _change(summary[tile.key], base.values.get(tile.key))
-    st.metric(
-        tile.label,
-        _text(summary[tile.key], tile.display, tile.unit),
-        delta=_context(tile, summary) if change is None else change,
-        delta_color="off" if change is None else _colour(tile.key),
-        delta_arrow="off" if change is None else "auto",
-        help=_formula(tile.key),
-        border=True,
-        height="stretch",
+    formula = _formula(tile.key)
+    help = f'<span class="help" tabindex="0" role="note" aria-label="{escape(formula)}">?</span>'
+    value = escape(_text(summary[tile.key], tile.display, tile.unit))
+    below = _context(tile, summary) or "" if change is None else f"{100 * change:+.1f} % vs. pinned"
+    judged = "" if change is None else _judged(tile.key, change)
+    return (
+        f'<dl class="tile"><dt>{escape(tile.label)}{help if formula else ""}</dt><dd class="value">{value}</dd>'
+        f'<dd class="context {judged}">{escape(below)}</dd></dl>'
     )
 
 
@@ -109,18 +103,22 @@ def _context(tile: Tile, summary: Summary) -> str | None:
     return None
 
 
-def _change(value: Number, before: Number) -> str | None:
+def _change(value: Number, before: Number) -> float | None:
+    """Relative change, where there is one."""
     if value is None or not before or not np.isfinite(value) or not np.isfinite(before):
         return None
-    return f"{100 * (value / before - 1):+.1f} % vs. pinned"
+    return value / before - 1
 
 
-def _colour(key: str) -> str:
-    if key.endswith("_ms") or key in ("mean_num_waiting", "preemptions"):
-        return "inverse"
-    return "normal" if key.endswith(("throughput", "goodput")) else "off"
+def _judged(key: str, change: float) -> str:
+    """Whether a reader is glad of the change."""
+    less = key.endswith("_ms") or key in ("mean_num_waiting", "preemptions")
+    more = key.endswith(("throughput", "goodput"))
+    if not (less or more) or abs(change) < WORTH_A_COLOUR:
+        return ""
+    return "better" if (change > 0) == more else "worse"
 
 
-def _formula(key: str) -> str | None:
+def _formula(key: str) -> str:
     tag = key.removesuffix("_ms").split("_", 1)[-1] if key.endswith("_ms") else key
-    return FORMULAS.get(tag) or FORMULAS.get(key)
+    return FORMULAS.get(tag) or FORMULAS.get(key) or ""

@@ -1,9 +1,9 @@
 """The work behind the pages, done once: traces and runs by what they depend on, shared by all readers.
 
 Answers are kept by content, a bounded number of them or of bytes. Two readers who ask the same at the same time wait
-for one computation. What takes long is done by other `processes`; `tick` draws the progress meanwhile, and as Streamlit
-stops a script at its next drawing when the reader has changed something or presses stop, it is also what lets go of
-the work: the last reader to let go ends it.
+for one computation. What takes long is done by other `processes`; `tick` draws the progress meanwhile, and as it is
+there that Streamlit stops a script whose reader has changed something or presses stop, it is also what lets go of the
+work: the last reader to let go ends it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import charts, library, searching, sidebar, state, uploading
+from app import charts, library, searching, sidebar, state, terminal, uploading
 from app.question import SHIPPED, Question
 from app.view import View
 from hwprofiles import list_profiles, load_profile
@@ -77,7 +77,7 @@ def _ask(view: View) -> Question | None:
         asked = st.form_submit_button("Find the cheapest", type="primary", icon=":material/search:")
     question = Question(view, tuple(gpus), tuple(widths), tuple(formats), most, prices, interval)
     try:
-        st.code(question.command, language="bash", wrap_lines=True)
+        terminal.draw(question.command)
         if len(question.fixed) > 1:
             st.download_button("fixed.yaml", question.fixed_yaml, "fixed.yaml", on_click="ignore")
         if asked:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.express as px
 import streamlit as st
 
-from app import charts, library, predictions, running, state, uploading, work
+from app import charts, library, predictions, running, state, terminal, uploading, work
 from hwprofiles import list_profiles, load_profile
 from simulator.steptime.engine_costs import engine_costs_file
 
@@ -91,7 +91,7 @@ def _figures() -> None:
     charts.draw(predictions.figure(rows), "predicted")
     st.dataframe(predictions.summary(rows), hide_index=True)
     name = "reference.csv" if chosen == bundled else library.title_of(chosen)
-    st.code(f"sim validate serving {name}", language="bash")
+    terminal.draw(f"sim validate serving {name}")
 
 
 def serving_errors() -> pd.DataFrame:

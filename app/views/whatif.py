@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts, library, pinned, running, sidebar, state, tiles, work
+from app import charts, library, pinned, running, sidebar, state, terminal, tiles, work
 from app.view import View
 from hwprofiles import load_profile
 from simulator import Result
@@ -118,7 +118,7 @@ def _share(view: View) -> None:
     left, right = st.columns([3, 2])
     with left:
         st.markdown("**The same in the terminal**")
-        st.code(view.commands, language="bash", wrap_lines=True)
+        terminal.draw(view.commands)
     with right:
         st.markdown("**Take it along**")
         st.caption("The address of this page is the link to this view.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -25,6 +27,11 @@ def visit(page: str, **link: str) -> AppTest:
     return test.run()
 
 
+def html(test: AppTest) -> str:
+    """Tiles and command lines."""
+    return "\n".join(element.proto.body for element in test.get("html"))
+
+
 def texts(test: AppTest) -> str:
     return "\n".join(element.value for element in [*test.markdown, *test.caption])
 
@@ -38,12 +45,16 @@ def test_every_page_is_drawn(page):
 
 def test_speculation_makes_tokens_come_faster():
     plain, drafted = visit("whatif"), visit("whatif", speculation="draft", acceptance="0.9")
-    tpot = [
-        next(float(tile.value.split()[0]) for tile in test.metric if tile.label == "TPOT, median")
-        for test in (plain, drafted)
-    ]
+    tpot = [float(re.search(r"TPOT, median<.*?>([\d.]+) ms<", html(test))[1]) for test in (plain, drafted)]
     assert tpot[1] < tpot[0]
-    assert "--speculation" in drafted.code[0].value
+    assert "--speculation" in html(drafted)
+
+
+def test_what_is_folded_away_keeps_its_value():
+    test = visit("whatif", max_num_seqs="64", seed="3")
+    assert not [field for field in test.number_input if field.label == "Seed"]
+    assert "--max-num-seqs 64" in html(test)
+    assert "--seed 3" in html(test)
 
 
 def test_a_switch_that_cannot_be_is_refused_in_words():
@@ -63,5 +74,5 @@ def test_a_preempted_request_says_so_and_its_blocks_are_shown():
 
 def test_sizing_names_the_price_list_and_what_is_fixed():
     test = visit("size", max_num_seqs="64")
-    assert "--deployment fixed.yaml" in test.code[0].value
-    assert not visit("size").code[0].value.count("--deployment")
+    assert "--deployment fixed.yaml" in html(test)
+    assert "--deployment" not in html(visit("size"))
