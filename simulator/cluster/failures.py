@@ -7,6 +7,7 @@ new requests, what it has goes on and its answers get out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from typing import Literal
 
@@ -58,12 +59,17 @@ class FailureSpec(BaseModel):
     """How often a request may start again."""
 
 
+Active = dict[Member, list[Fault]]
+"""What is wrong with each replica at the moment."""
+
+
 def install_failures(fleet: Fleet, spec: FailureSpec, *, may_grow: bool = True) -> None:
     """Let what *spec* says happen to *fleet*. Raises `ConfigurationError` for what is not there.
 
     *may_grow*: replicas may come beside those that are there at first (autoscaling, repair, a change of sides).
     """
     pools = {pool.name: pool for pool in fleet.pools}
+    active: Active = {}
     for fault in spec.events:
         if fault.pool not in pools:
             raise ConfigurationError(f"failures: pool {fault.pool!r}: must be one of {', '.join(pools)}")
@@ -72,13 +78,15 @@ def install_failures(fleet: Fleet, spec: FailureSpec, *, may_grow: bool = True) 
             raise ConfigurationError(
                 f"failures: pool {fault.pool}: replica {fault.replica}: must be below {number}, the number of replicas"
             )
-        fleet.env.process(_happen(fleet, fault, spec))
+        fleet.env.process(_happen(fleet, fault, spec, active))
     if spec.mtbf is not None:
         rng = np.random.default_rng([fleet.seed, 1])
         fleet.on_open(lambda member: fleet.env.process(_live(fleet, member, spec, rng)))
 
 
-def _happen(fleet: Fleet, fault: Fault, spec: FailureSpec) -> Generator[simpy.Event, None, None]:
+def _happen(
+    fleet: Fleet, fault: Fault, spec: FailureSpec, active: Active
+) -> Generator[simpy.Event, None, None]:
     yield fleet.env.timeout(fault.at)
     member = _find(fleet, fault)
     if member is None or member.state in (State.STOPPED, State.DEAD):
@@ -88,11 +96,11 @@ def _happen(fleet: Fleet, fault: Fault, spec: FailureSpec) -> Generator[simpy.Ev
         return
     if member.state is State.STARTING:
         return  # it has no requests, and nobody to hide from
-    _set(fleet, member, fault, True)
+    _set(fleet, member, [*active.get(member, ()), fault], active)
     if fault.duration is not None:
         yield fleet.env.timeout(fault.duration)
         if member.state in (State.READY, State.DRAINING):
-            _set(fleet, member, fault, False)
+            _set(fleet, member, [other for other in active[member] if other is not fault], active)
 
 
 def _find(fleet: Fleet, fault: Fault) -> Member | None:
@@ -102,11 +110,15 @@ def _find(fleet: Fleet, fault: Fault) -> Member | None:
     return None
 
 
-def _set(fleet: Fleet, member: Member, fault: Fault, begins: bool) -> None:
-    if fault.kind == "slow":
-        member.set_slow(fault.factor if begins else 1.0)
-    else:
-        fleet.reach(member, not begins, for_good=fault.duration is None)
+def _set(fleet: Fleet, member: Member, faults: list[Fault], active: Active) -> None:
+    """*member* has these *faults* from now on: slow ones multiply, one cut is enough."""
+    active[member] = faults
+    cuts = [fault for fault in faults if fault.kind == "cut"]
+    slow = math.prod(fault.factor for fault in faults if fault.kind == "slow")
+    if slow != member.paced.slow:
+        member.set_slow(slow)
+    if cuts or not member.reachable:
+        fleet.reach(member, not cuts, for_good=any(cut.duration is None for cut in cuts))
 
 
 def _live(

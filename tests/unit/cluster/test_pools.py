@@ -311,6 +311,31 @@ def test_requests_go_where_their_model_is(run_fleet: Any, make_pool: Any) -> Non
     assert set(records.replica[[1, 4]].tolist()) <= {1, 2}
 
 
+def test_faults_that_overlap_each_end_for_themselves(run_fleet: Any, make_pool: Any) -> None:
+    """Twice as slow from 1 to 9 s, three times from 3 to 5 s; cut from 1 to 9 s and from 3 to 5 s."""
+    spans = ((1.0, 8.0, 2.0), (3.0, 2.0, 3.0))
+    for kind in ("slow", "cut"):
+        events = tuple(
+            Fault(kind=kind, pool="pool", at=at, duration=lasts, factor=by) for at, lasts, by in spans
+        )  # type: ignore[arg-type]
+        seen: list[tuple[float, bool]] = []
+
+        def install(fleet: Any, events: Any = events, seen: Any = seen) -> None:
+            def look() -> Any:
+                for _ in range(6):
+                    yield fleet.env.timeout(2.0)
+                    seen.append((fleet.members[0].paced.slow, fleet.members[0].reachable))
+
+            install_failures(fleet, FailureSpec(events=events))
+            fleet.env.process(look())
+
+        trace = Trace.from_columns([0.0, 14.0], [8, 8], [4, 4])
+        run_fleet(trace, [make_pool("pool", 1, steptime=Constant())], install)
+        factors = [2.0, 6.0, 2.0, 2.0, 1.0, 1.0] if kind == "slow" else [1.0] * 6
+        reached = [True] * 6 if kind == "slow" else [False] * 4 + [True] * 2
+        assert seen == list(zip(factors, reached))
+
+
 def test_replicas_that_take_turns_slow_each_other_down_only_while_both_work(
     run_fleet: Any, make_pool: Any
 ) -> None:
