@@ -36,22 +36,21 @@ class Handover:
         self._spec = link
         self._arrived = arrived
         self._links: dict[int | None, Link] = {}
-        self._moving: dict[Request, Member] = {}
+        self._moving: dict[Request, tuple[Member, simpy.Process]] = {}
 
     def send(self, request: Request, member: Member) -> None:
         """*member* sends the KV of the prompt of *request*."""
-        self._moving[request] = member
-        self.env.process(self._transfer(request, member))
+        self._moving[request] = member, self.env.process(self._transfer(request, member))
 
     def is_sending(self, member: Member) -> bool:
         """Whether KV of *member* is on its way."""
-        return member in self._moving.values()
+        return any(sender is member for sender, _ in self._moving.values())
 
     def give_up(self, member: Member) -> list[Request]:
         """*member* died: the requests whose KV it was sending."""
-        lost = [request for request, sender in self._moving.items() if sender is member]
+        lost = [request for request, (sender, _) in self._moving.items() if sender is member]
         for request in lost:
-            del self._moving[request]
+            self._moving.pop(request)[1].interrupt()
         return lost
 
     def _transfer(self, request: Request, member: Member) -> Generator[simpy.Event, Any, None]:
@@ -60,8 +59,9 @@ class Handover:
         if key not in self._links:
             self._links[key] = Link(self.env, spec.bandwidth, spec.latency, spec.sharing)
         size = request.prompt_length * member.pool.kv_bytes_per_token
-        yield from self._links[key].send(size)
-        if request not in self._moving:
+        try:
+            yield from self._links[key].send(size)
+        except simpy.Interrupt:  # the sender died
             return
         del self._moving[request]
         self.bytes_sent += size

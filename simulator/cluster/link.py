@@ -31,9 +31,14 @@ class Link:
         self._number = self._timer = 0
 
     def send(self, size: float) -> Generator[simpy.Event, Any, None]:
-        """Returns when *size* bytes have arrived."""
+        """Returns when *size* bytes have arrived. An interrupt takes the rest off the link."""
         if self._turn is None:
-            yield self._join(size)
+            done = self._join(size)
+            try:
+                yield done
+            except simpy.Interrupt:
+                self._drop(done)
+                raise
         else:
             with self._turn.request() as turn:
                 yield turn
@@ -47,6 +52,12 @@ class Link:
         heapq.heappush(self._flows, (self._served + size, self._number, done))
         self._set_timer()
         return done
+
+    def _drop(self, done: simpy.Event) -> None:
+        self._count()
+        self._flows = [flow for flow in self._flows if flow[2] is not done]
+        heapq.heapify(self._flows)
+        self._set_timer()
 
     def _count(self) -> None:
         """Bytes served to each flow up to now."""

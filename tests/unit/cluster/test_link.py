@@ -55,3 +55,28 @@ def test_both_ways_carry_the_same_work(flows: list[tuple[float, float]]) -> None
     order = sorted(range(len(flows)), key=lambda i: flows[i][1])
     together = arrivals([(0.0, size) for _, size in flows])
     assert all(together[a] <= together[b] + 1e-6 for a, b in itertools.pairwise(order))
+
+
+@pytest.mark.parametrize(("sharing", "arrives"), [("fair", 1.25), ("fifo", 1.5)])
+def test_a_sender_that_dies_takes_its_bytes_off_the_link(sharing: str, arrives: float) -> None:
+    """100 bytes each over 100 B/s; the first sender dies after half a second, with 75 (fair) or 50 left to send."""
+    env = simpy.Environment()
+    link = Link(env, 100.0, 0.0, sharing)
+    done: list[float] = []
+
+    def send() -> Any:
+        try:
+            yield from link.send(100.0)
+        except simpy.Interrupt:
+            return
+        done.append(env.now)
+
+    def die(sender: simpy.Process) -> Any:
+        yield env.timeout(0.5)
+        sender.interrupt()
+
+    first = env.process(send())
+    env.process(send())
+    env.process(die(first))
+    env.run()
+    assert done == [pytest.approx(arrives)]
