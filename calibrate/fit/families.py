@@ -128,7 +128,7 @@ FAMILIES: dict[str, Family] = {
             Axis("heads", _octaves(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13), 0.05),
         ),
         shape=("n_q", "n_kv", "head_dim"),
-        choices=({"pack": 0.0}, {"pack": 1.0}),
+        choices=tuple({"pack": pack, "cached": cached} for pack in (0.0, 1.0) for cached in (1.0, 0.1)),
     ),
     "decode_attention": Family(
         form="units",

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from hwprofiles import Residual, load_profile
 from simulator.errors import ConfigurationError, UnknownNameError
-from simulator.steptime.law_form import Grid, p_norm
+from simulator.steptime.law_form import Device, Grid, p_norm
 from simulator.steptime.law_moe import touched_experts
+from simulator.steptime.law_prefill import PrefillLaw
 from simulator.steptime.laws import LawSet
 
 H100 = LawSet.from_profile(load_profile("h100"))
@@ -139,3 +140,15 @@ def test_draws_repeat_and_spread_as_stated() -> None:
     decode = np.log([laws.decode_attention(64, 64000, 32, 8, 128, "bf16") for laws in drawn])
     assert gemm.std() > 0.5 * H100.law("gemm", "bf16").spread
     assert 0.2 < np.corrcoef(gemm, decode)[0, 1] < 0.75
+
+
+def test_short_prompts_are_read_from_l2_and_long_ones_from_memory() -> None:
+    device = Device(peak=1e18, bandwidth=1e12, link=1e9, num_sms=142, l2=96 * 2**20)
+    coefficients = {"t0": 0.0, "ec": 1.0, "eb": 0.5, "p": 8.0, "tile": 0.0, "pack": 0.0, "cached": 0.25}
+    law = PrefillLaw(coefficients, "bf16", device)
+    for prompts, share in ((1, 0.25), (256, 1.0)):
+        arguments = (512, 0, 32, 32, 128, prompts)
+        moved = law.work(*arguments).moved
+        assert (moved < device.l2 / 2) == (prompts == 1)
+        assert law.smooth(*arguments) == pytest.approx(share * moved / 0.5e12, rel=0.02)
+    assert law(512, 0, 32, 32, 128, 1) >= law.floor(512, 0, 32, 32, 128, 1)
