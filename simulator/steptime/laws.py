@@ -226,15 +226,10 @@ class LawSet:
     def all_reduce(self, message: Number, num_gpus: int, variant: str = "auto") -> Number:
         """Sum of *message* bytes over *num_gpus*; ``auto``: what the box has, over NVLink the quicker of NCCL and
         (up to 8 MiB) custom.
-
-        A custom kernel that is only assumed does not beat an NCCL that was measured.
         """
-        if variant == "auto" and self.ring(num_gpus) == PCIE:
-            variant = PCIE
-        if variant != "auto":
-            return self.collective("all_reduce", message, num_gpus, variant)
-        nccl = self.collective("all_reduce", message, num_gpus, "nccl")
-        if not self._custom_counts:
+        reducers = self.reducers(num_gpus) if variant == "auto" else (variant,)
+        nccl = self.collective("all_reduce", message, num_gpus, reducers[0])
+        if len(reducers) == 1:
             return nccl
         custom = self.collective("all_reduce", message, num_gpus, "custom")
         if isinstance(message, np.ndarray):
@@ -263,8 +258,12 @@ class LawSet:
         return PCIE if self.interconnect.over_pcie(num_gpus) and not self._own_box else "nccl"
 
     def reducers(self, num_gpus: int) -> tuple[str, ...]:
-        """Variants of the all-reduces that an engine chooses from; vLLM's custom one wants NVLink."""
-        return (PCIE,) if self.ring(num_gpus) == PCIE else ("nccl", "custom")
+        """Variants of the all-reduces that an engine chooses from; vLLM's custom one wants NVLink.
+
+        A custom kernel that is only assumed does not stand beside an NCCL that was measured.
+        """
+        custom = self._custom_counts and not self.interconnect.over_pcie(num_gpus)
+        return (self.ring(num_gpus), "custom") if custom else (self.ring(num_gpus),)
 
     @cached_property
     def _own_box(self) -> bool:
