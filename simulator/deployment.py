@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from hwprofiles import HardwareProfile, load_profile
 from simulator.errors import ConfigurationError, InputError
@@ -100,9 +101,25 @@ class Deployment(Techniques):
     long_prefill_token_threshold: int | None = Field(None, ge=0)
     async_scheduling: bool | None = None
     default_max_tokens: int | str = DEFAULT_MAX_TOKENS
+    request_overhead_ms: float | Literal["fitted"] | None = None
+    """Front end of a request (HTTP, tokenisation) before the scheduler has it, counted in TTFT and end-to-end latency;
+    None: not counted; ``fitted``: what serving data or an observation show of the system."""
     router: str = "round-robin"
     speculation: Stated = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("request_overhead_ms", mode="before")
+    @classmethod
+    def _overhead(cls, value: Any) -> Any:
+        if value is None or value == "fitted":
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise PydanticCustomError("request_overhead", "must be a number, at least 0, or fitted")
+        return number
 
     @classmethod
     def of(cls, **values: Any) -> Deployment:
@@ -184,6 +201,10 @@ class Deployment(Techniques):
         elif plan is not None and plan.speculation.method not in system.speculation_ahead:
             traits = replace(traits, overlap=False)
         traits = traits_of(self, traits, kernels, profile, parallelism.tp)
+        if self.request_overhead_ms == "fitted" and not traits.engine.request_s:
+            raise ConfigurationError(
+                f"request_overhead_ms fitted: nothing is known of the front end of {system.name}; state it in ms"
+            )
         box = find_interconnect(profile, self.interconnect, self.interconnect_bandwidth)
         if parallelism.num_gpus > 1 and self.interconnect is None:
             chosen.append(f"interconnect: {box.name} (as {profile.name} comes)")
@@ -401,6 +422,14 @@ class Resolved:
         )
 
     @property
+    def front_end_s(self) -> float:
+        """Seconds from a client's sending a request to its arrival at the scheduler; 0 where they are not counted."""
+        stated = self.deployment.request_overhead_ms
+        if stated == "fitted":
+            return self.steptime.traits.engine.request_s
+        return 0.0 if stated is None else stated / 1e3
+
+    @property
     def num_gpu_blocks(self) -> int:
         """KV blocks of one replica."""
         return self.deployment.num_gpu_blocks or self.budget.num_gpu_blocks
@@ -472,12 +501,23 @@ class Resolved:
             *(f"validated: {run.text()}" for run in self.profile.end_to_end),
             f"system {self.system.name} {self.system.version}: {self.system.status}; {self.system.source}",
             f"host costs: {traits.status}; {traits.source}",
+            _front_end_text(self),
             cache,
             *filter(None, [self.equipment.swap]),
             *offload,
             *([] if self.speculation is None else self.speculation.provenance),
             *self.deployment.switched(),
         ]
+
+
+def _front_end_text(resolved: Resolved) -> str:
+    """Whose time to first token is reported: the scheduler's or the client's."""
+    stated, fitted = resolved.deployment.request_overhead_ms, resolved.steptime.traits.engine.request_s
+    if stated is None:
+        known = f"; {1e3 * fitted:.3g} ms with request_overhead_ms: fitted" if fitted else ""
+        return f"TTFT: from arrival at the scheduler, without the front end (HTTP, tokenisation{known})"
+    source = "fitted" if stated == "fitted" else "stated"
+    return f"TTFT: from the client's sending, {1e3 * resolved.front_end_s:.3g} ms before the scheduler ({source})"
 
 
 def _micro_batch(system: System, parallelism: Parallelism, limits: dict[str, Any]) -> int | None:

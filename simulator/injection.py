@@ -3,6 +3,9 @@
 An open loop sends every request at its time, whatever became of the others. In a closed loop the past
 decides: at most ``max_concurrency`` requests are in flight, and a later turn of a session is sent ``delay``
 seconds after the turn before it has completed.
+
+Between client and scheduler there is a front end (HTTP, tokenisation): a request reaches the scheduler ``front_end``
+seconds after it was sent. The times here are the scheduler's.
 """
 
 from __future__ import annotations
@@ -29,13 +32,18 @@ class OpenLoop:
     """Arrivals of the requests *indices* (all of them by default) of *trace*, in order.
 
     *max_tokens*: the limit stated for each request, int64[n]. ``next_time`` is when the next one arrives, infinite
-    when none is left.
+    when none is left. *front_end*: seconds from sending to arrival.
     """
 
     def __init__(
-        self, trace: Trace, max_tokens: NDArray[np.int64], indices: NDArray[np.int64] | None = None
+        self,
+        trace: Trace,
+        max_tokens: NDArray[np.int64],
+        indices: NDArray[np.int64] | None = None,
+        front_end: float = 0.0,
     ) -> None:
         self.trace = trace
+        self.front_end = front_end
         self.max_tokens = max_tokens
         self.indices = np.arange(len(trace)) if indices is None else indices
         self._start = 0
@@ -53,7 +61,7 @@ class OpenLoop:
         self._start += len(chosen)
         trace = self.trace
         columns = (
-            trace.arrival_time[chosen],
+            trace.arrival_time[chosen] + self.front_end,
             chosen,
             trace.input_length[chosen],
             self.max_tokens[chosen],
@@ -106,15 +114,23 @@ class ClosedLoop(OpenLoop):
     """Arrivals that wait: for a place among ``trace.max_concurrency`` in flight, for the turn before."""
 
     def __init__(
-        self, trace: Trace, max_tokens: NDArray[np.int64], indices: NDArray[np.int64] | None = None
+        self,
+        trace: Trace,
+        max_tokens: NDArray[np.int64],
+        indices: NDArray[np.int64] | None = None,
+        front_end: float = 0.0,
     ) -> None:
-        super().__init__(trace, max_tokens, indices)
+        super().__init__(trace, max_tokens, indices, front_end)
         previous = trace.previous_turn()
         waits = np.isnan(trace.arrival_time)
         follows = np.flatnonzero(waits & (previous >= 0))
         self._next_turn = dict(zip(previous[follows].tolist(), follows.tolist(), strict=True))
-        self._due = [(t, i) for i, t in enumerate(trace.arrival_time.tolist()) if not math.isnan(t)]
+        sent = trace.arrival_time.tolist()
+        self._due = [(t + front_end, i) for i, t in enumerate(sent) if not math.isnan(t)]
         self._free = trace.max_concurrency or len(trace)
+        self._limited = trace.max_concurrency is not None and front_end > 0.0
+        self._returning: list[float] = []
+        """When the next request can be here in a place that is free: the client hears of the end, and sends."""
         self._now = 0.0
         self._set_next()
 
@@ -125,12 +141,20 @@ class ClosedLoop(OpenLoop):
         if not self._free:
             self.next_time = math.inf
         elif self._due:
-            self.next_time = max(self._due[0][0], self._now)
+            due = self._due[0][0]
+            if not self._limited:
+                self.next_time = max(due, self._now)
+            elif len(self._returning) == self._free:
+                self.next_time = max(due, self._returning[0])
+            else:
+                self.next_time = due
         else:
             self.next_time = math.inf
 
     def pop(self) -> Request:
         arrival, index = self.next_time, heapq.heappop(self._due)[1]
+        if len(self._returning) == self._free:
+            heapq.heappop(self._returning)
         self._free -= 1
         self._set_next()
         trace = self.trace
@@ -147,18 +171,24 @@ class ClosedLoop(OpenLoop):
         """A place is free, and the session's next turn is due after its delay."""
         self._free += 1
         self._now = now
+        if self._limited:
+            heapq.heappush(self._returning, now + self.front_end)
         turn = self._next_turn.get(index)
         if turn is not None:
-            heapq.heappush(self._due, (now + float(self.trace.delay[turn]), turn))
+            heapq.heappush(self._due, (now + float(self.trace.delay[turn]) + self.front_end, turn))
         self._set_next()
 
 
 def arrivals(
-    trace: Trace, max_tokens: NDArray[np.int64], indices: NDArray[np.int64] | None = None
+    trace: Trace,
+    max_tokens: NDArray[np.int64],
+    indices: NDArray[np.int64] | None = None,
+    front_end: float = 0.0,
 ) -> OpenLoop:
     """The injector that *trace* needs."""
     closed = trace.max_concurrency is not None or bool(np.isnan(trace.arrival_time).any())
-    return ClosedLoop(trace, max_tokens, indices) if closed else OpenLoop(trace, max_tokens, indices)
+    kind = ClosedLoop if closed else OpenLoop
+    return kind(trace, max_tokens, indices, front_end)
 
 
 def _named_outputs(trace: Trace) -> frozenset[int] | None:

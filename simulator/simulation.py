@@ -204,6 +204,7 @@ def simulate(
         seed=seed,
         stepped=stepped,
         horizon=math.inf if until is None else until,
+        front_end=resolved.front_end_s,
     )
     _run(env, cluster, trace, progress, until)
     done = gather(
@@ -214,6 +215,7 @@ def simulate(
         percentiles=percentiles,
         until=until,
         injected=None if until is not None else len(trace),
+        front_end=resolved.front_end_s,
     )
     transfers: Counter[str] = Counter()
     for replica in cluster.replicas:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["as_pair", "read_deployment", "with_deployment"]
 
 WHERE, LIMITS = "Deployment", "Limits"
-REPLICAS = ("num_replicas", "router")
+SIMULATED = ("num_replicas", "router", "request_overhead_ms")
+"""What only a simulation can have: many replicas, and a front end that is not there."""
 
 
 def _where(kind: Any, help: str, *names: str) -> Any:
@@ -73,6 +74,9 @@ OPTIONS: dict[str, Any] = {
     "default_max_tokens": _limit(
         str | None, "Output limit where the trace has none: a number, pow2 or exact."
     ),
+    "request_overhead_ms": _limit(
+        str | None, "Front end before the scheduler (HTTP, tokenisation), counted in TTFT: ms, or fitted."
+    ),
     "option": _limit(
         list[str] | None, "NAME=VALUE of the system's own, see `sim systems NAME`.", "--option", "-o"
     ),
@@ -81,13 +85,13 @@ OPTIONS: dict[str, Any] = {
 
 
 def with_deployment(
-    replicas: bool = True,
+    simulated: bool = True,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the command takes a mapping ``stated`` of what was given, and has an option for each instead.
 
-    Without *replicas* it is for one replica.
+    Not *simulated*: the server is real and only its device is not, so that some do not apply.
     """
-    own = {name: kind for name, kind in OPTIONS.items() if replicas or name not in REPLICAS}
+    own = {name: kind for name, kind in OPTIONS.items() if simulated or name not in SIMULATED}
     return with_options({**own, **TECHNIQUES}, "stated")
 
 

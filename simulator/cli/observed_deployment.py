@@ -51,7 +51,10 @@ PrefixCaching = Annotated[
 
 
 def stated_deployment(options: dict[str, Any]) -> Deployment:
-    """What *options* and their file state; GPU, model and system must be among it."""
+    """What *options* and their file state; GPU, model and system must be among it.
+
+    The front end is not: it is what an observation tells.
+    """
     from simulator.deployment import Deployment
     from simulator.errors import ConfigurationError
 
@@ -62,4 +65,4 @@ def stated_deployment(options: dict[str, Any]) -> Deployment:
     for name in ("gpu", "model", "system"):
         if name not in stated:
             raise ConfigurationError(f"--{name}: say what was observed")
-    return Deployment.of(**stated)
+    return Deployment.of(**{**stated, "request_overhead_ms": None})

@@ -20,7 +20,7 @@ __all__ = ["make_loop", "serve"]
 SERVER = "Server"
 
 
-@with_deployment(replicas=False)
+@with_deployment(simulated=False)
 def serve(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Directory with a tokenizer.json.", rich_help_panel=SERVER)

@@ -31,7 +31,8 @@ __all__ = ["Cluster"]
 class Cluster:
     """*num_replicas* equal replicas that serve *trace*.
 
-    *make_scheduler* is called once per replica; *max_tokens* is the limit stated for each request, int64[n].
+    *make_scheduler* is called once per replica; *max_tokens* is the limit stated for each request, int64[n];
+    *front_end* seconds pass before the scheduler has it.
     """
 
     def __init__(
@@ -47,14 +48,16 @@ class Cluster:
         seed: int = 0,
         stepped: bool = False,
         horizon: float = math.inf,
+        front_end: float = 0.0,
     ) -> None:
         if router not in ROUTERS:
             raise UnknownNameError("router", router, ROUTERS)
-        source = arrivals(trace, max_tokens)
+        source = arrivals(trace, max_tokens, front_end=front_end)
         alone = num_replicas == 1 and router != "central-queue"
         if not alone and (router not in STATIC or isinstance(source, ClosedLoop)):
             pool = Pool("replicas", make_scheduler, steptime, num_replicas)
-            fleet = Fleet(env, trace, max_tokens, [pool], router=router, seed=seed, stepped=stepped)
+            options: dict[str, Any] = {"router": router, "seed": seed, "stepped": stepped}
+            fleet = Fleet(env, trace, max_tokens, [pool], front_end=front_end, **options)
             self.records = fleet.records
             self.replicas = [member.replica for member in fleet.members]
             return
@@ -73,16 +76,18 @@ class Cluster:
                 horizon=horizon,
             )
             for i, own in enumerate(
-                [source] if num_replicas == 1 else _split(trace, max_tokens, num_replicas, router, seed)
+                [source]
+                if num_replicas == 1
+                else _split(trace, max_tokens, num_replicas, router, seed, front_end)
             )
         ]
 
 
-def _split(trace: Trace, max_tokens: Any, n: int, router: str, seed: int) -> list[OpenLoop]:
+def _split(trace: Trace, max_tokens: Any, n: int, router: str, seed: int, front_end: float) -> list[OpenLoop]:
     """The arrivals of each replica, by a router that does not look at them."""
     if router == "round-robin":
         chosen = np.arange(len(trace)) % n
     else:
         rng = np.random.default_rng(seed)
         chosen = np.fromiter((rng.integers(n) for _ in range(len(trace))), np.int64, len(trace))
-    return [arrivals(trace, max_tokens, np.flatnonzero(chosen == i)) for i in range(n)]
+    return [arrivals(trace, max_tokens, np.flatnonzero(chosen == i), front_end) for i in range(n)]

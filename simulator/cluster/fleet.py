@@ -69,6 +69,7 @@ class Fleet(Roster):
         max_retries: int = 3,
         seed: int = 0,
         stepped: bool = False,
+        front_end: float = 0.0,
     ) -> None:
         super().__init__(env, trace, stepped=stepped)
         self.max_tokens, self.pools, self.max_retries, self.seed = max_tokens, list(pools), max_retries, seed
@@ -82,7 +83,7 @@ class Fleet(Roster):
         self._models: list[str | None] = list(iter(trace.model))
         self._tenants: list[str | None] = list(iter(trace.tenant))
         self._classes: list[str | None] = list(iter(trace.slo_class))
-        self._source = arrivals(trace, max_tokens)
+        self._source = arrivals(trace, max_tokens, front_end=front_end)
         self._admission = Admission(admission) if admission is not None else None
         self._make_router = partial(make_router, router, trace, staleness=staleness, imbalance=imbalance)
         self._lanes: dict[tuple[Pool, ...], Lane] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.replica import Replica, pooled_drafts
 from simulator.results import (
@@ -47,8 +47,12 @@ def gather(
     percentiles: Sequence[float],
     until: float | None,
     injected: int | None,
+    front_end: float = 0.0,
 ) -> Gathered:
-    """What *replicas* made of *trace*; *injected* is the driver's count of arrivals, the rest as in `summarize`."""
+    """What *replicas* made of *trace*; *injected* is the driver's count of arrivals, the rest as in `summarize`.
+
+    The records' arrival is when the client sent the request, *front_end* seconds before the scheduler had it.
+    """
     itl = replicas[0].itl
     for replica in replicas[1:]:
         itl.merge(replica.itl)
@@ -59,6 +63,8 @@ def gather(
         slo_class=_categories(trace.slo_class),
         request_id=trace.request_id,
     )
+    if front_end:
+        records = replace(records, arrival_time=records.arrival_time - front_end)
     drafts = pooled_drafts(replicas)
     summary = summarize(
         records,

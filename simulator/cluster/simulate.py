@@ -54,10 +54,11 @@ def simulate_cluster(
     for p in pools:
         p.pool.steptime = (steptimes or {}).get(p.pool.name, p.pool.steptime)
     limits = resolve_max_tokens(trace, _default_max_tokens(trace, pools))
+    front_end = _front_end(pools)
     if _is_plain(spec, trace):
-        run = _run_apart(trace, limits, spec, pools[0].pool, until, stepped, seed)
+        run = _run_apart(trace, limits, spec, pools[0].pool, until, stepped, seed, front_end)
     else:
-        run = _run_fleet(trace, limits, spec, pools, until, stepped, seed, progress)
+        run = _run_fleet(trace, limits, spec, pools, until, stepped, seed, front_end, progress)
     if progress is not None:
         progress(1.0)
     replicas = [member.replica for member in run.members if not math.isnan(member.ready_time)]
@@ -69,6 +70,7 @@ def simulate_cluster(
         percentiles=percentiles,
         until=until,
         injected=run.injected,
+        front_end=front_end,
     )
     return ClusterResult(
         trace=trace,
@@ -111,7 +113,14 @@ def _is_plain(spec: ClusterSpec, trace: Trace) -> bool:
 
 
 def _run_apart(
-    trace: Trace, limits: Any, spec: ClusterSpec, pool: Pool, until: float | None, stepped: bool, seed: int
+    trace: Trace,
+    limits: Any,
+    spec: ClusterSpec,
+    pool: Pool,
+    until: float | None,
+    stepped: bool,
+    seed: int,
+    front_end: float,
 ) -> _Outcome:
     env = simpy.Environment()
     cluster = Cluster(
@@ -125,6 +134,7 @@ def _run_apart(
         seed=seed,
         stepped=stepped,
         horizon=math.inf if until is None else until,
+        front_end=front_end,
     )
     env.run(until)
     members = [Member(i, i, pool, 0.0) for i in range(pool.replicas)]
@@ -141,10 +151,11 @@ def _run_fleet(
     until: float | None,
     stepped: bool,
     seed: int,
+    front_end: float,
     progress: Callable[[float], None] | None,
 ) -> _Outcome:
     env = simpy.Environment()
-    fleet = _fleet(env, trace, limits, spec, pools, stepped, seed)
+    fleet = _fleet(env, trace, limits, spec, pools, stepped, seed, front_end)
     if progress is not None:
         env.process(_report(fleet, progress))
     env.run(fleet.finished if until is None else fleet.finished | env.timeout(until))
@@ -167,6 +178,7 @@ def _fleet(
     pools: Sequence[ResolvedPool],
     stepped: bool,
     seed: int,
+    front_end: float,
 ) -> Fleet:
     link, failures = spec.transfer, spec.failures or FailureSpec()
     fleet = Fleet(
@@ -182,6 +194,7 @@ def _fleet(
         max_retries=failures.max_retries if failures.on_death == "retry" else 0,
         seed=seed,
         stepped=stepped,
+        front_end=front_end,
     )
     scaled = spec.ratio is not None or any(p.spec.autoscale is not None for p in pools)
     install_failures(fleet, failures, may_grow=scaled or failures.repair is not None)
@@ -203,6 +216,15 @@ def _default_max_tokens(trace: Trace, pools: Sequence[ResolvedPool]) -> int | st
         listed = ", ".join(f"{name} {rule}" for name, rule in rules.items())
         raise ConfigurationError(f"default_max_tokens: must be the same in all pools, not {listed}")
     return next(iter(rules.values()))
+
+
+def _front_end(pools: Sequence[ResolvedPool]) -> float:
+    """Seconds before the router has a request, so they cannot depend on where it goes."""
+    found = {p.pool.name: p.resolved.front_end_s for p in pools}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name} {1e3 * seconds:g}" for name, seconds in found.items())
+        raise ConfigurationError(f"request_overhead_ms: must be the same in all pools, not {listed}")
+    return next(iter(found.values()))
 
 
 def _report(fleet: Fleet, progress: Callable[[float], None]) -> Any:

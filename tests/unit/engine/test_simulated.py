@@ -150,7 +150,11 @@ def test_every_way_to_deploy_serves(tmp_path: Path) -> None:
         loop.stop("the test is over")
     flags = [set(signature(command).parameters) for command in (run, serve)]
     assert set(Deployment.model_fields) - {"options", "long_prefill_token_threshold"} <= flags[0] | flags[1]
-    assert flags[0] & set(Deployment.model_fields) - flags[1] == {"num_replicas", "router"}
+    assert flags[0] & set(Deployment.model_fields) - flags[1] == {
+        "num_replicas",
+        "router",
+        "request_overhead_ms",
+    }
 
 
 def test_it_speaks_http_and_has_no_probabilities(loop: EngineLoop) -> None:
