@@ -57,8 +57,8 @@ class Device:
     link: float
     """What the law's bytes cross, one direction, B/s: GPU to GPU, PCIe for a swap, memory for a copy on the device."""
     num_sms: int
-    l2: float = math.inf
-    """L2 cache, bytes."""
+    l2: float = 0.0
+    """L2 cache, bytes; nought where it is not known, so that all comes from memory."""
 
 
 class OperatorLaw:

@@ -85,7 +85,7 @@ def law_device(profile: HardwareProfile, family: str, dtype: str, variant: str =
         bandwidth=profile.memory_bandwidth,
         link=host_rate(profile) if variant == PCIE else crossed.get(family, profile.link_bandwidth),
         num_sms=profile.num_sms,
-        l2=profile.l2_bytes,
+        l2=profile.l2_bytes or 0.0,
     )
 
 
