@@ -17,8 +17,8 @@ from app import library, work
 from app.view import View
 from simulator import Deployment
 from simulator.cli import app
-from simulator.cli.run import _deployment
-from simulator.cli.technique_options import OPTIONS
+from simulator.cli.deployment_options import OPTIONS, read_deployment
+from simulator.cli.technique_options import OPTIONS as TECHNIQUES
 from simulator.errors import ConfigurationError
 
 views = st.fixed_dictionaries(
@@ -72,8 +72,8 @@ def test_the_command_deploys_the_same(values):
     words = shlex.split(view.run_command)
     command = typer.main.get_command(app).commands[words[1]]
     options = command.make_context("run", words[2:]).params
-    options["techniques"] = {name: options[name] for name in OPTIONS if options[name] is not None}
-    assert _deployment(options).model_dump() == view.deployment().model_dump()
+    stated = {name: options[name] for name in (*OPTIONS, *TECHNIQUES) if options[name] not in (None, [])}
+    assert read_deployment(stated).model_dump() == view.deployment().model_dump()
 
 
 def test_the_command_says_what_is_stated_and_nothing_else():
