@@ -130,8 +130,9 @@ def _links(profile: HardwareProfile) -> str:
     if profile.architecture == "cpu":
         between = "not measured" if peer is None else _rate(peer)
         return f"between ranks {between}, copies in memory {copies}, one direction"
-    between = "no NVLink" if peer is None else f"NVLink {_rate(peer)}"
-    return f"{between}, PCIe {copies}, one direction"
+    bridge = f" between two cards by a bridge ({sheet.nvlink_bridge})" if sheet.nvlink_bridge else ""
+    between = "no NVLink" if peer is None else f"NVLink {_rate(peer)}{bridge}"
+    return f"{between}, PCIe {copies}, one direction; interconnect {profile.interconnect} unless stated"
 
 
 def _rate(bytes_per_s: float) -> str:
