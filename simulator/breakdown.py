@@ -14,6 +14,7 @@ import numpy as np
 
 from simulator.deployment import Resolved
 from simulator.results import FINISHED, Records, StepSeries
+from simulator.results.series import busy_points
 from simulator.workload import Trace
 
 __all__ = ["FAMILIES", "request_parts", "time_breakdown"]
@@ -65,38 +66,35 @@ def time_breakdown(result: Simulated, samples: int = 300) -> dict[str, float]:
     total: dict[str, float] = {}
     length = float((result.trace.input_length + result.trace.output_length / 2).mean())
     for series, resolved in result.deployed:
-        points = series.points()
-        busy = np.flatnonzero(points["iterations"] > 0)
-        if not len(busy):
-            continue
-        chosen = busy[np.linspace(0, len(busy) - 1, min(samples, len(busy))).astype(int)]
+        points = busy_points(series)
+        count = len(points["time"])
         parts: dict[str, float] = {}
-        for i in chosen.tolist():
+        for i in np.linspace(0, count - 1, min(samples, count)).astype(int).tolist():
             for name, seconds in _step(resolved, length, points, i).items():
                 parts[name] = parts.get(name, 0.0) + seconds
-        scale = float(points["duration_s"].sum()) / sum(parts.values())
+        scale = float(points["duration_s"].sum()) / (sum(parts.values()) or 1.0)
         for name, seconds in parts.items():
             total[name] = total.get(name, 0.0) + seconds * scale
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
 def _step(resolved: Resolved, length: float, points: dict[str, np.ndarray], i: int) -> dict[str, float]:
-    """The mean iteration of point *i*, by family, times its number of iterations; *length*: a mean context, tokens."""
-    iterations = points["iterations"][i]
+    """Seconds of the iterations of point *i*, by family; *length*: a mean context, tokens."""
+    mixed = points["prefill_iterations"][i]
     decodes = max(round(points["num_decodes"][i]), 0)
-    prefill = round(points["prefill_tokens"][i] / iterations)
-    if not decodes and not prefill:
-        return {}
+    prefill = round(points["prefill_tokens"][i] / mixed) if mixed else 0
     held = points["kv_blocks_used"][i] * resolved.budget.block_size
     if resolved.deployment.kv_cache is False:  # nothing is held: contexts are as long as they are on average
         held = decodes * length
-    context = max(decodes, round(held) - prefill)
-    prefills = [(prefill, 0)] if prefill else []
-    steps = resolved.steptime.breakdown(decodes, context, prefills)
     named: dict[str, float] = {}
-    for family, seconds in steps.items():
-        name = FAMILIES.get(family, family.replace("_", " "))
-        named[name] = named.get(name, 0.0) + max(float(seconds), 0.0) * float(iterations)
+    for chunk, iterations in ((prefill, mixed), (0, points["iterations"][i] - mixed)):
+        if not iterations or not (decodes or chunk):
+            continue
+        context = max(decodes, round(held) - chunk)
+        steps = resolved.steptime.breakdown(decodes, context, [(chunk, 0)] if chunk else [])
+        for family, seconds in steps.items():
+            name = FAMILIES.get(family, family.replace("_", " "))
+            named[name] = named.get(name, 0.0) + max(float(seconds), 0.0) * float(iterations)
     return named
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hwprofiles import HardwareProfile, Law
 from simulator.results import Records, StepSeries
+from simulator.results.series import busy_points
 from simulator.steptime import StepTime
 from simulator.steptime.attention import kv_laws
 from simulator.steptime.laws import LawSet
@@ -185,9 +186,7 @@ class _Batches:
 
 def _columns(series: StepSeries) -> Vector:
     """tokens, decodes, rows, context, seconds of the points with iterations, [5, n]."""
-    points = series.points()
-    busy = points["iterations"] > 0
-    point = {name: values[busy] for name, values in points.items()}
+    point = busy_points(series)
     prefill, decodes = point["prefill_tokens"] / point["iterations"], point["num_decodes"]
     held = point["kv_blocks_used"] * series.block_size - point["waste_reserved"] - point["waste_internal"]
     context = np.maximum(held - prefill, decodes)

@@ -24,8 +24,10 @@ LEVELS = (
     "waste_shared",
 )
 """Levels: averaged over time. Waste is in tokens of KV space."""
-AMOUNTS = ("duration_s", "iterations", "prefill_tokens", "output_tokens", "preemptions", "batch_iterations")
-"""Amounts: added up over a point. ``batch_iterations`` is num_running × iterations."""
+SUMMED = ("duration_s", "iterations", "prefill_tokens", "output_tokens", "preemptions")
+AMOUNTS = (*SUMMED, "batch_iterations", "prefill_iterations")
+"""Amounts: added up over a point. ``batch_iterations`` is num_running × iterations, ``prefill_iterations`` counts those
+with prompt tokens."""
 COLUMNS = (
     "time",
     "duration_s",
@@ -47,7 +49,7 @@ COLUMNS = (
 
 _INDEX = {name: i for i, name in enumerate(COLUMNS)}
 _LEVEL_COLUMNS = [_INDEX[name] for name in LEVELS]
-_AMOUNT_COLUMNS = [_INDEX[name] for name in AMOUNTS[:-1]]
+_AMOUNT_COLUMNS = [_INDEX[name] for name in SUMMED]
 
 
 def no_points() -> Points:
@@ -68,8 +70,10 @@ def fold(rows: _Floats, ends: _Floats, stride: int) -> Points:
         return no_points()
     span = ends - rows[:, 0]
     levels = rows[:, _LEVEL_COLUMNS]
-    batch_iterations = rows[:, _INDEX["num_running"]] * rows[:, _INDEX["iterations"]]
-    amounts = np.column_stack((rows[:, _AMOUNT_COLUMNS], batch_iterations))
+    iterations = rows[:, _INDEX["iterations"]]
+    batch_iterations = rows[:, _INDEX["num_running"]] * iterations
+    prefill_iterations = np.where(rows[:, _INDEX["prefill_tokens"]] > 0, iterations, 0.0)
+    amounts = np.column_stack((rows[:, _AMOUNT_COLUMNS], batch_iterations, prefill_iterations))
     return {
         "time": rows[starts, 0],
         "span": np.add.reduceat(span, starts),

@@ -197,6 +197,20 @@ class StepSeries:
         self._buffer, self._offset = bytearray(rest) + bytearray(size - len(rest)), len(rest)
 
 
+def busy_points(series: StepSeries) -> dict[str, _Floats]:
+    """The points of *series* with iterations, their levels averaged over the time in iterations alone.
+
+    A point of many rows may be idle for most of its span, with levels of nought there.
+    """
+    points = series.points()
+    busy = points["iterations"] > 0
+    found = {name: values[busy] for name, values in points.items()}
+    stretch = np.maximum(found["span"] / np.maximum(found["duration_s"], 1e-12), 1.0)
+    for level in LEVELS:
+        found[level] = np.minimum(found[level] * stretch, found[f"{level}_max"])
+    return found
+
+
 def head_rows(series: StepSeries) -> _Floats:
     """The first rows of *series* as appended, shape [≤ HEAD, len(COLUMNS)]."""
     return series.head if len(series.head) else series._rows().copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from typer.testing import CliRunner
 from hwprofiles import EndToEnd, load_profile
 from hwprofiles.datasheet import save_profile
 from hwprofiles.registry import bundled_path, parse_profile
+from simulator.breakdown import time_breakdown
 from simulator.cli import app
 from simulator.deployment import Deployment, Resolved
+from simulator.results import StepSeries
+from simulator.results.series import head_rows
 from simulator.simulation import simulate
 from simulator.validity import excursions, footing, laws_used
 from simulator.workload import Trace
@@ -130,3 +134,21 @@ def test_logits_are_gathered_of_sampled_rows_only() -> None:
     resolved = resolve(tensor_parallel_size=2)
     result = simulate(batch(4, 8192, 20), resolved)
     assert [found.law for found in excursions(resolved.steptime, result.series, result.records)] == []
+
+
+def test_long_idle_spans_in_a_folded_series_change_neither_breakdown_nor_warnings() -> None:
+    """A request every 20 s: points that fold many rows are idle for most of their span."""
+    n = 1500
+    trace = Trace.from_columns(20.0 * np.arange(n), [500] * n, [100] * n)
+    result = simulate(trace, Deployment.of(model="llama-3.1-8b", gpu="h100"))
+    fine = result.series[0]
+    coarse = StepSeries(num_gpu_blocks=fine.num_gpu_blocks, block_size=fine.block_size, max_points=50)
+    for row in head_rows(fine).tolist():
+        coarse.append(*row)
+    assert len(coarse.points()["time"]) < 100 < 4000 < len(head_rows(fine))
+    folded = replace(result, series=[coarse])
+    whole, parts = time_breakdown(result), time_breakdown(folded)
+    for name, seconds in whole.items():
+        share = seconds / sum(whole.values())
+        assert parts[name] / sum(parts.values()) == pytest.approx(share, rel=0.02, abs=0.002), name
+    assert folded.warnings == result.warnings
