@@ -17,6 +17,9 @@ from collections.abc import Iterable
 
 __all__ = ["CapacityError", "ConfigurationError", "InputError", "SimError", "UnknownNameError"]
 
+MOST_LISTED = 40
+"""Names that an error lists."""
+
 
 class SimError(Exception):
     """Base of every error that is the input's fault and not the program's."""
@@ -69,9 +72,15 @@ class UnknownNameError(SimError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {_listed(names)}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
         self.kind, self.name, self.known = kind, name, names
+
+
+def _listed(names: list[str]) -> str:
+    """As many of *names* as a reader looks through."""
+    rest = len(names) - MOST_LISTED
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:MOST_LISTED])} and {rest} more"
 
 
 class ConfigurationError(SimError):

@@ -7,8 +7,10 @@ layer, which may import every package and is imported by none.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from simulator.cli import (
     calibrate_fit,
@@ -105,12 +107,29 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a `SimError` is one line on stderr and exit code 2."""
+    """Run the command line. What the user got wrong is one line on stderr and exit code 2: a `SimError`, a word that is
+    no option, a file or folder that the system does not let us use."""
     try:
-        app()
-    except SimError as error:
-        print(f"sim: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = app(prog_name="sim", standalone_mode=False)
+    except (SimError, TyperException) as error:
+        _refuse(_said(error) if isinstance(error, TyperException) else str(error))
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: TyperException) -> str:
+    """What is wrong with the words of a command, and where to look."""
+    context = getattr(error, "ctx", None)
+    path = "sim" if context is None else context.command_path
+    return f"{' '.join(error.format_message().split()).rstrip('.')}. See `{path} --help`."
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"sim: error: {why}", file=sys.stderr)
+    sys.exit(2)

@@ -49,7 +49,7 @@ def observe(
         str | None, typer.Option("--format", help="Format of the trace, where it is ambiguous.")
     ] = None,
     time_unit: Annotated[str | None, typer.Option(help="s, ms or us, where ambiguous.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the prompts' tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts' tokens.")] = 0,
 ) -> None:
     """Replay a trace against an OpenAI-compatible server and record what a client sees.
 

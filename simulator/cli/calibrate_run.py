@@ -21,7 +21,7 @@ def run(
     ranks: Annotated[
         int | None, typer.Option(help="Devices between which collectives are measured; default: all GPUs.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, inputs and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and order.")] = 0,
 ) -> None:
     """Measure every operator and whole steps on the bundled engine, then fit them: OUT/profile.yaml."""
     import argparse

@@ -38,7 +38,10 @@ def show(
 ) -> None:
     """Show a profile: datasheet, laws with source, range, date and error, and laws against the roofline."""
     from hwprofiles import load_profile
+    from simulator.errors import ConfigurationError
 
+    if data is not None and plot is None:
+        raise ConfigurationError(f"--data {data}: its points are drawn with --plot FILE")
     profile = load_profile(name)
     if as_json:
         typer.echo(json.dumps(profile.model_dump(mode="json"), indent=1))

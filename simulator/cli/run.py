@@ -65,7 +65,7 @@ def run(
     column: Annotated[
         list[str] | None, typer.Option(help="FIELD=NAME of a column of a plain CSV.", rich_help_panel=TRAFFIC)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=TRAFFIC)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=TRAFFIC)] = 0,
     goodput: Annotated[
         list[str] | None,
         typer.Option(help="Objective in ms, e.g. ttft:2000; may be repeated.", rich_help_panel=OUTPUT),

@@ -26,7 +26,9 @@ def serve(
         Path | None, typer.Option(help="Directory with a tokenizer.json.", rich_help_panel=SERVER)
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind.", rich_help_panel=SERVER)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.", rich_help_panel=SERVER)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port to bind.", min=0, max=65_535, rich_help_panel=SERVER)
+    ] = 8000,
     api_key: Annotated[str | None, typer.Option(help="Also ENGINE_API_KEY.", rich_help_panel=SERVER)] = None,
     stated: Any = None,
 ) -> None:

@@ -108,7 +108,7 @@ def size(
         int, typer.Option(help="Independent simulations that confirm.", rich_help_panel=ANSWER)
     ] = 3,
     workers: Annotated[int, typer.Option(help="Processes.", rich_help_panel=ANSWER)] = 2,
-    seed: Annotated[int, typer.Option(help="Of the fresh traffic.", rich_help_panel=ANSWER)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fresh traffic.", rich_help_panel=ANSWER)] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Directory for size.json and report.html.", rich_help_panel=ANSWER)
     ] = None,

@@ -40,7 +40,7 @@ RequestRate = Annotated[
 TimeScale = Annotated[float | None, typer.Option(help="Multiply gaps and delays.")]
 Window = Annotated[str | None, typer.Option(help="Only arrivals from START:END seconds.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many requests.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 
 
 @app.command()

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,19 +78,20 @@ def write_run(directory: str | Path, run: Run, *, detailed: bool = False) -> Pat
     return target
 
 
-def check_replaceable(target: Path) -> None:
-    """Raise `ConfigurationError` unless *target* is absent, empty or an earlier run directory.
+def check_replaceable(target: Path, files: Collection[str] = RUN_FILES, kind: str = "run") -> None:
+    """Raise `ConfigurationError` unless *target* is absent, empty or an earlier *kind*, and can be written.
 
     Worth calling before a long run as well.
     """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ConfigurationError(f"output directory {str(target)!r}: exists and is not a directory")
-    foreign = sorted({entry.name for entry in target.iterdir()} - set(RUN_FILES))
+    there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigurationError(f"output directory {str(target)!r}: {there} exists and is not a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"output directory {str(target)!r}: {there} cannot be written to")
+    foreign = sorted({entry.name for entry in target.iterdir()} - set(files)) if target.exists() else []
     if foreign:
         raise ConfigurationError(
-            f"output directory {str(target)!r}: holds {foreign[0]!r}, which is not part of a run; "
+            f"output directory {str(target)!r}: holds {foreign[0]!r}, which is not part of a {kind}; "
             "choose an empty or new directory"
         )
 

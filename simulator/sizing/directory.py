@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import ConfigurationError
+from simulator.results import check_replaceable
 from simulator.sizing.report import sizing_html, sizing_markdown
 
 __all__ = ["check_directory", "write_sizing"]
@@ -15,16 +15,8 @@ FILES = ("size.json", "report.html", "report.md")
 
 
 def check_directory(directory: Path) -> None:
-    """Raise `ConfigurationError` unless *directory* is absent, empty or an earlier sizing."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise ConfigurationError(f"output directory {str(directory)!r}: exists and is not a directory")
-    if foreign := sorted({entry.name for entry in directory.iterdir()} - set(FILES)):
-        raise ConfigurationError(
-            f"output directory {str(directory)!r}: holds {foreign[0]!r}, which is not part of a sizing; "
-            "choose an empty or new directory"
-        )
+    """Raise `ConfigurationError` unless *directory* is absent, empty or an earlier sizing, and can be written."""
+    check_replaceable(directory, FILES, "sizing")
 
 
 def write_sizing(directory: Path, found: dict[str, Any]) -> None:

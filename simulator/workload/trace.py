@@ -191,7 +191,7 @@ class Trace:
     def limit(self, n: int) -> Trace:
         """The first *n* requests."""
         if n < 1:
-            raise ConfigurationError(f"limit {n}: must be at least 1")
+            raise ConfigurationError(f"{n} requests: must be at least 1")
         return self if n >= len(self) else self.select(np.arange(n))
 
     def window(self, start_s: float, end_s: float) -> Trace:
