@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 
 from calibrate.serving import predict_case, read_cases, score_cases
-from calibrate.serving.case import Case
+from calibrate.serving.case import Case, fixed_lengths
 from hwprofiles import load_profile
+from simulator import Deployment, simulate
 from simulator.claims.parallel import README, tokens_per_second
 from simulator.steptime.laws import LawSet
 
@@ -45,6 +46,29 @@ def test_more_gpus_raise_offline_throughput_as_measured(num_gpus: int, tolerance
     errors = ratio_errors(offline(), lambda case: case.deployment.tensor_parallel_size, 2, num_gpus, most=4)
     assert len(errors) >= 3
     assert np.median(np.abs(errors)) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("isl", "osl", "four", "eight"), [(2048, 128, 177.72, 176.16), (1000, 1000, 1209.25, 1333.62)]
+)
+def test_twice_the_gpus_over_pcie_buy_almost_nothing(isl: int, osl: int, four: float, eight: float) -> None:
+    """Llama-3.1-70B in fp8 on L40S, tokens/s of TensorRT-LLM 0.17: rates within 15 %, the gain within 6 %."""
+
+    def rate(gpus: int) -> float:
+        deployment = Deployment.of(
+            model="llama-3.1-70b",
+            gpu="l40s",
+            system="tensorrt-llm",
+            dtype="fp8",
+            kv_cache_dtype="fp8",
+            tensor_parallel_size=gpus,
+            options={"max_num_tokens": 8192, "enable_block_reuse": False},
+        )
+        return float(simulate(fixed_lengths(3000, isl, osl), deployment).summary["output_throughput"] or 0.0)
+
+    ours = {gpus: rate(gpus) for gpus in (4, 8)}
+    assert ours[4] == pytest.approx(four, rel=0.15) and ours[8] == pytest.approx(eight, rel=0.15)
+    assert ours[8] / ours[4] == pytest.approx(eight / four, rel=0.06)
 
 
 # Formats
