@@ -2,9 +2,9 @@
 
 What is asked of every operation and size: groups of 2, 4, 8 … ranks, messages from 1 KiB on (the whole result, as
 `simulator.steptime.law_collective` counts). A group first agrees on the number of repeats, for ranks that each decide
-alone wait for each other for ever; then every rank times the same calls, and the slowest rank's median counts. On a GPU
-the calls are captured in a graph, as an engine launches them; between CPU processes the clock is the wall's, since most
-of a collective is waiting.
+alone wait for each other for ever; then every rank times the same calls, and the slowest rank's median counts. Sending
+is timed there and back, and halved: what arrives counts, not what has left. On a GPU the calls are captured in a graph,
+as an engine launches them; between CPU processes the clock is the wall's, since most of a collective is waiting.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from calibrate.measure.shot import Sample, Shot
 from engine.kernels.timing import LEAST, MOST, Call, capture, run_all, summarize, time_events
@@ -199,7 +201,7 @@ def work(place: Place, pipe: Connection) -> None:
         op, size, count = message
         try:
             call = make_call(op, place, size, count, groups[size])
-            pipe.send(time_together(call, place, controls[size]))
+            pipe.send(time_together(call, place, controls[size], 2 if op == "send_recv" else 1))
         except RuntimeError as error:  # torch's, out of memory included
             pipe.send(f"{op}: {str(error).splitlines()[0]}")
     dist.destroy_process_group()
@@ -222,9 +224,17 @@ def make_call(op: str, place: Place, size: int, message: int, group: Any) -> Cal
             return lambda: scatter(part, whole, group=group)
         case "all_to_all":
             return lambda: dist.all_to_all_single(other, whole, group=group)
-    if place.rank == 0:
-        return lambda: dist.send(whole, 1, group=group)
-    return lambda: dist.recv(other, 0, group=group)
+    return partial(there_and_back, place.rank, whole, other, group)
+
+
+def there_and_back(rank: int, ours: Tensor, theirs: Tensor, group: Any) -> None:
+    """Rank 0 sends to rank 1, which answers when it has all of it."""
+    if rank == 0:
+        dist.send(ours, 1, group=group)
+        dist.recv(theirs, 1, group=group)
+    else:
+        dist.recv(theirs, 0, group=group)
+        dist.send(ours, 0, group=group)
 
 
 def _named(new: str, old: str) -> Callable[..., object]:
@@ -233,8 +243,8 @@ def _named(new: str, old: str) -> Callable[..., object]:
     return found
 
 
-def time_together(call: Call, place: Place, control: Any) -> Timing:
-    """Seconds of one *call*, which every rank of the group makes as often as all others."""
+def time_together(call: Call, place: Place, control: Any, moves: int) -> Timing:
+    """Seconds of one of the *moves* of a *call*, which every rank of the group makes as often as all others."""
 
     def largest(value: float) -> float:
         tensor = torch.tensor([value], dtype=torch.float64)
@@ -244,7 +254,7 @@ def time_together(call: Call, place: Place, control: Any) -> Timing:
     for _ in range(3):
         call()  # connects, allocates, warms up
     if place.kind == "cpu":
-        return _repeat(lambda repeats: time_wall(call, repeats), 1, place.budget, largest, "host")
+        return _repeat(lambda repeats: time_wall(call, repeats), moves, place.budget, largest, "host")
     torch.cuda.synchronize()
     calls = [call] * CALLS
     try:
@@ -254,20 +264,20 @@ def time_together(call: Call, place: Place, control: Any) -> Timing:
     if largest(mode == "eager"):  # one rank cannot: then none does
         torch.cuda.synchronize()
         replay, mode = lambda: run_all(calls), "eager"
-    return _repeat(lambda repeats: time_events(replay, repeats), CALLS, place.budget, largest, mode)
+    return _repeat(lambda repeats: time_events(replay, repeats), CALLS * moves, place.budget, largest, mode)
 
 
 def _repeat(
     timed: Callable[[int], list[float]],
-    calls: int,
+    moves: int,
     budget: float,
     largest: Callable[[float], float],
     mode: str,
 ) -> Timing:
-    """Repeat until *budget* s are used by the slowest rank's first run; *timed* takes a number of repeats."""
+    """Repeat until *budget* s are used by the slowest rank's first run; *timed* takes how often, a run is *moves*."""
     first = largest(timed(1)[0])
     repeats = min(MOST, max(LEAST, math.ceil(budget / max(first, 1e-9))))
-    return summarize([seconds / calls for seconds in timed(repeats)], mode)
+    return summarize([seconds / moves for seconds in timed(repeats)], mode)
 
 
 def time_wall(call: Call, repeats: int) -> list[float]:

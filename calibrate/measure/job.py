@@ -37,7 +37,9 @@ HOST_BLOCKS = 256
 OPERATOR_SHARE = 0.8
 """Of the model's time; whole steps get the rest."""
 COLLECTIVE_SHARE = 0.15
-"""Of the budget, where there are several ranks."""
+"""Of the budget, where there are several ranks, besides what starting them takes."""
+STARTING = 15.0
+"""Seconds until processes with torch have found each other."""
 COLLECTIVE_REPEAT = 0.05
 """Seconds that a collective is repeated for."""
 BUILDING_SHARE = 0.6
@@ -50,7 +52,7 @@ def measure(options: argparse.Namespace) -> int:
     prepare(options.device)
     job = Job(options, RawFolder(options.out), seconds, time.monotonic())
     ranks = make_ranks(options)
-    job.measure_model(0.0 if ranks is None else COLLECTIVE_SHARE)
+    job.measure_model(0.0 if ranks is None else min(0.5 * seconds, STARTING + COLLECTIVE_SHARE * seconds))
     if ranks is None:
         job.not_measured["collectives"] = "one device; --ranks says between how many"
     else:
@@ -79,8 +81,8 @@ class Job:
     _done: set[tuple[str, ...]] = field(default_factory=set)
 
     def measure_model(self, kept: float) -> None:
-        """Operators and whole steps; the share *kept* of the budget is left for what comes after."""
-        deadline = self.start + (1 - kept) * self.seconds
+        """Operators and whole steps; *kept* seconds of the budget are left for what comes after."""
+        deadline = self.start + self.seconds - kept
         workbench = make_workbench(self.options, deadline - time.monotonic())
         self.building = time.monotonic() - self.start
         self._open(describe_run(self.options, workbench))
