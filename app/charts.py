@@ -23,8 +23,11 @@ TEMPLATE = "none"
 CONFIG = {"displaylogo": False, "plotlyServerURL": "", "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 
 
-def draw(figure: Any, key: str, **options: Any) -> Any:
-    """Show *figure* in the colours of the theme."""
+def draw(figure: Any, key: str, roomy: bool = False, **options: Any) -> Any:
+    """Show *figure* in the colours of the theme. *roomy*: its labels fit into its margins, nobody need try again."""
+    if roomy:
+        figure.update_xaxes(automargin=False)
+        figure.update_yaxes(automargin=False)
     figure.update_layout(template=None, font=None, title_font={"color": None})
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zerolinecolor="rgba(128,128,128,.3)")
     figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zerolinecolor="rgba(128,128,128,.3)")

@@ -25,8 +25,14 @@ document.currentScript.previousElementSibling.onclick = async ({target: button})
 
 def draw(command: str) -> None:
     """Show *command*, which may have several lines."""
-    lines = f'<pre tabindex="0" aria-label="command line">{escape(command)}</pre>'
+    words = "\n".join(" ".join(map(_whole, line.split(" "))) for line in command.split("\n"))
+    lines = f'<pre tabindex="0" aria-label="command line">{words}</pre>'
     button = '<button type="button" aria-label="Copy the command line">Copy</button>'
     st.html(
         f'<div class="command">{lines}{button}<script>{COPY}</script></div>', unsafe_allow_javascript=True
     )
+
+
+def _whole(word: str) -> str:
+    """A line may end between words, not behind a hyphen."""
+    return f"<span>{escape(word)}</span>"

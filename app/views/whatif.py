@@ -13,6 +13,8 @@ from simulator.results.figures import breakdown_figure, latency_figure, timeline
 
 __all__ = ["page"]
 
+PARTS = LATENCY, OVER_TIME, WHERE, _ = ("Latency", "Over time", "Where the time goes", "What it rests on")
+
 
 def page() -> None:
     """Draw the page."""
@@ -28,30 +30,30 @@ def page() -> None:
     tiles.draw_tiles(result, None if base in (None, view) else pinned.result(base))
     _warnings(result)
     pinned.draw(view)
-    _tabs(view, result)
+    _parts(view, result)
     _share(view)
 
 
-def _tabs(view: View, result: Result) -> None:
-    """Only the tab that is open is drawn: a figure costs as much as a short simulation."""
-    names = ["Latency", "Over time", "Where the time goes", "What it rests on"]
-    latency, over_time, where, rests = st.tabs(names, on_change="rerun", key="tabs")
-    if latency.open:
-        latency.caption(
+def _parts(view: View, result: Result) -> None:
+    """One part of the result: a figure costs as much as a short simulation.
+
+    No tabs: Streamlit's walk through all that a figure is made of whenever it changes, to see what takes the focus.
+    """
+    part = st.segmented_control(
+        "Part of the result", PARTS, default=PARTS[0], required=True, key="part", label_visibility="collapsed"
+    )
+    if part == LATENCY:
+        st.caption(
             "Share of requests (for ITL: of all gaps between tokens) within a time; dotted: the objective."
         )
-        with latency:
-            charts.draw(latency_figure(result.summary, charts.TEMPLATE), "latency")
-    if over_time.open:
-        over_time.caption("Averages over equal intervals of the run.")
-        with over_time:
-            charts.draw(timeline_figure(result.summary, charts.TEMPLATE), "over_time")
-    if where.open:
-        with where:
-            _where(view, result)
-    if rests.open:
-        with rests:
-            _rests(result)
+        charts.draw(latency_figure(result.summary, charts.TEMPLATE), "latency", roomy=True)
+    elif part == OVER_TIME:
+        st.caption("Averages over equal intervals of the run.")
+        charts.draw(timeline_figure(result.summary, charts.TEMPLATE), "over_time", roomy=True)
+    elif part == WHERE:
+        _where(view, result)
+    else:
+        _rests(result)
 
 
 def _header(view: View, result: Result) -> None:
