@@ -144,8 +144,6 @@ class Scheduler(ABC):
     """Whether a preempted sequence's token in flight is thrown away (``generated`` is then one less), not kept."""
     delivery = "step"
     """When a client gets its tokens: after each ``step``, or all of them when its ``batch`` is done."""
-    moves: BlockMoves = FREE
-    """What moving KV blocks costs; a deployment knows it."""
     takes_kv: ClassVar[bool] = False
     """Whether `add` accepts a request that brings its KV with it (``Request.ready``)."""
     keeps_kv: ClassVar[bool] = False
@@ -161,6 +159,8 @@ class Scheduler(ABC):
         self.running: dict[Request, None] = {}
         self.decoding = DecodeSet(block_size)
         self.num_preemptions = 0
+        self.moves: BlockMoves = FREE
+        """What moving KV blocks costs; a deployment knows it."""
 
     @abstractmethod
     def add(self, request: Request, now: float) -> None:
