@@ -18,6 +18,9 @@ Rounds vary because arrivals do. With Poisson arrivals N of rate λ in a round, 
 the round it falls into, E[S²]/2S, then for the round that prefills it: T_d, the prompts that came in the same
 round, λ x E[S²]/S, and its own. Asynchronous scheduling decides a round while the one before still runs, so that a
 request waits one more. A prompt longer than the token budget takes further rounds.
+
+That is a policy that puts prompts and decodes into one batch, vLLM's. For one that runs prompts in passes of their own
+S and the wait follow from `simulator.prompts_first`; the rest is the same.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from numpy.typing import NDArray
 
 from simulator.deployment import Resolved
 from simulator.errors import CapacityError, ConfigurationError
+from simulator.prompts_first import PromptsFirst
 from simulator.scheduling import VllmV1
+from simulator.scheduling.sglang import Sglang
 from simulator.steptime import step_work
 from simulator.workload import Trace
 
@@ -44,10 +49,15 @@ VALID_LOAD = 0.7
 """Share of the stability limit up to which the approximation is held against simulations."""
 UNEVEN_ROUNDS = 0.016
 """`SteadyState._unevenness` up to which it was within 10 % of simulations (docs/background/analytic.md)."""
+UNEVEN_PASSES, UNEVEN_FULL_PASSES = 0.03, 0.0125
+"""The same where prompts have passes of their own; and where one fills more than half of what a pass takes."""
 QUANTILES = 12
 BATCHES = sorted({float(round(2 ** (k / 2))) for k in range(27)})
 """1, 2, 3, 4, 6, 8, 11, 16 … 8192."""
 BISECTIONS = 4
+RATE_BISECTIONS = 16
+PREFILL_TOKENS = 16_384
+"""Tokens of a prefill pass at most: SGLang's ``max_prefill_tokens`` where nothing is stated."""
 AT_LIMIT = 0.999
 """Share of the stability limit that stands for the limit itself, where the formulas divide by what is left."""
 LINK_FAMILIES = ("all_reduce", "collective")
@@ -140,9 +150,35 @@ class SteadyState:
             raise CapacityError(
                 f"a request of {self.traffic.context:.0f} tokens does not fit the KV cache of {tokens} tokens"
             )
+        if self.prompts_first is not None:
+            return max(1.0, min(by_memory, limits.get("max_running_requests") or math.inf))
         by_rows = (limits.get("max_num_seqs") or math.inf) / (1 + 1 / self._rounds)  # prompts take rows too
         by_tokens = self.token_budget / (self._width + self.traffic.prompt / self._rounds)
         return max(1.0, min(by_memory, by_rows, by_tokens))
+
+    @cached_property
+    def prompts_first(self) -> PromptsFirst | None:
+        """Passes of a policy that keeps prompts and decodes apart; None where they share a batch."""
+        limits, plan = self.resolved.limits, self.resolved.speculation
+        if not issubclass(self.resolved.system.policy_class, Sglang) or plan is not None:
+            return None
+        if limits.get("enable_mixed_chunk"):
+            return None
+        chunk, most = (limits.get(name) or 0 for name in ("chunked_prefill_size", "max_prefill_tokens"))
+        budget = min([size for size in (chunk, most) if size > 0], default=PREFILL_TOKENS)
+        depth = 1 if limits.get("disable_overlap_schedule") else 2
+        return PromptsFirst(self.traffic.prompts, budget, depth, lambda tokens: self._seconds(0, tokens))
+
+    def _sustained(self, apart: PromptsFirst, batch: float) -> float:
+        """Requests/s at which *batch* decodes are just enough, with prompts in passes of their own."""
+        decode = self._decode(batch)
+        low, high = 0.0, batch / (self._rounds * decode)
+        for _ in range(RATE_BISECTIONS):
+            middle = (low + high) / 2
+            passes = apart.passes(middle, decode)
+            enough = passes is not None and middle * self._rounds * passes.per_token <= batch
+            low, high = (middle, high) if enough else (low, middle)
+        return low
 
     @property
     def token_budget(self) -> int:
@@ -152,6 +188,9 @@ class SteadyState:
     @cached_property
     def stability_limit(self) -> float:
         """Requests/s of one replica beyond which the queue grows without end."""
+        apart = self.prompts_first
+        if apart is not None:
+            return max(self._sustained(apart, share * self.max_batch) for share in (0.25, 0.5, 1.0))
         batches = np.unique(np.rint(np.geomspace(1, self.max_batch, 24)))
         return max(self._rate(float(batch)) for batch in batches)
 
@@ -255,6 +294,8 @@ class SteadyState:
     @property
     def _gated(self) -> float:
         """TTFT of a request that arrives during a round."""
+        if self.prompts_first is not None:
+            return self.prompts_first.ttft(self.traffic.request_rate, self._decode(self.batch))
         extras, mean, load = self._extras(self.batch), self._round(self.batch), self._prefill_load(self.batch)
         extras = extras * (
             load / (self.traffic.request_rate * extras.mean())
@@ -340,15 +381,17 @@ class SteadyState:
                 f"batch {self.batch:.1f} of at most {self.max_batch:.1f}: requests wait for memory or a slot, "
                 "which is not in the formula"
             )
-        if self.stable and self._unevenness > UNEVEN_ROUNDS:
+        if self.stable and self._unevenness > self._bearable_unevenness:
             found.append(
                 f"prompts make the rounds of a request too uneven ({self._unevenness:.1%}, above "
-                f"{UNEVEN_ROUNDS:.1%}): TTFT and TPOT are too low"
+                f"{self._bearable_unevenness:.1%}): TTFT and TPOT are too low"
             )
-        if not issubclass(self.resolved.system.policy_class, VllmV1):
+        mixed = issubclass(self.resolved.system.policy_class, VllmV1)
+        if not mixed and (self.prompts_first is None or self.concurrency is not None):
+            held = "vLLM and SGLang" if self.concurrency is None else "vLLM"
             found.append(
-                "held against simulations of vLLM, which puts prompts and decodes into one batch; "
-                f"{self.resolved.system.name} has another policy: TTFT and TPOT may be much too low"
+                f"held against simulations of {held}; {self.resolved.system.name} has another policy: "
+                "TTFT and TPOT may be much too low"
             )
         if self.traffic.dispersion > 2:
             found.append(
@@ -372,14 +415,28 @@ class SteadyState:
     @property
     def decides_ahead(self) -> bool:
         """Whether a round is decided while the one before it still runs: arrivals wait one more."""
+        if self.prompts_first is not None:
+            return self.prompts_first.depth > 1
         return bool(self.resolved.limits.get("async_scheduling", False))
 
     @property
     def _unevenness(self) -> float:
         """λ E[X²] / (T_d o): the variance that prompts bring into a round, by its length without them, over the rounds
         of a request."""
-        squared = float((self._extras(self.batch) ** 2).mean())
+        apart = self.prompts_first
+        extras = (
+            self._extras(self.batch) if apart is None else np.array(list(map(apart.prefill, apart.prompts)))
+        )
+        squared = float((extras**2).mean())
         return self.traffic.request_rate * squared / (self._decode(self.batch) * max(self._rounds, 1.0))
+
+    @property
+    def _bearable_unevenness(self) -> float:
+        """What it may be for the means to be within 10 % of simulations."""
+        apart = self.prompts_first
+        if apart is None:
+            return UNEVEN_ROUNDS
+        return UNEVEN_PASSES if apart.mean_prompt <= apart.budget / 2 else UNEVEN_FULL_PASSES
 
     @property
     def _prefill_per_round(self) -> float:
@@ -408,7 +465,7 @@ class SteadyState:
         return self.traffic.request_rate * self._rounds * self._round(batch)
 
     def _rate(self, batch: float) -> float:
-        """Requests/s completed at a constant *batch*."""
+        """Requests/s completed at a constant *batch*, where prompts share the rounds of decodes."""
         prompts = batch / self._rounds  # of each round, since so many requests end in it
         extra = self._extra_of(batch, prompts, float(self._extras(batch).mean()))
         return batch / (self._rounds * self._decode(batch) + batch * extra)
@@ -423,6 +480,9 @@ class SteadyState:
 
     def _prefill_load(self, batch: float) -> float:
         """λ x: share of the time that prompts add. Several in one round cost less each, so x depends on the round."""
+        if self.prompts_first is not None:
+            passes = self.prompts_first.passes(self.traffic.request_rate, self._decode(batch))
+            return 1.0 if passes is None else 1 - passes.decode / passes.per_token
         rate, decode, alone = (
             self.traffic.request_rate,
             self._decode(batch),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -186,14 +187,44 @@ def test_it_says_where_prompts_make_rounds_too_uneven() -> None:
         assert any("too uneven" in line for line in caveats) != valid
 
 
-def test_it_says_that_it_is_vllm_s_policy() -> None:
+SGLANG = {
+    gpu: Deployment.of(model="llama-3.1-8b", gpu=gpu, system="sglang").resolve() for gpu in ("h100", "l40s")
+}
+
+
+@pytest.mark.parametrize("load", [0.3, 0.68])
+@pytest.mark.parametrize("gpu", SGLANG)
+@pytest.mark.parametrize("lengths", [CHAT, ("1000", "200"), ("128", "32"), ("200", "1000"), ("2000", "100")])
+def test_prompts_in_passes_of_their_own_agree_with_the_simulation_too(
+    lengths: tuple[Any, Any], gpu: str, load: float
+) -> None:
+    """SGLang: decodes wait for every prompt; mean TTFT and TPOT within 10 % below 70 % load."""
+    prompts, outputs = (Lengths.parse(one) if isinstance(one, str) else one for one in lengths)
+    sample = generate_trace(1200, request_rate=1.0, input_length=prompts, output_length=outputs, seed=5)
+    deployed = SGLANG[gpu]
+    limit = SteadyState(deployed, Traffic.of_trace(sample)).stability_limit
+    trace = sample.with_request_rate(load * limit)
+    state, values = SteadyState(deployed, Traffic.of_trace(trace)), simulate(trace, deployed).summary.values
+    assert 1000 * state.ttft_s == pytest.approx(values["mean_ttft_ms"], rel=0.1)
+    assert 1000 * state.tpot_s == pytest.approx(values["mean_tpot_ms"], rel=0.1)
+    assert state.caveats == []
+
+
+def test_it_says_whose_policy_it_holds_for() -> None:
     traffic = Traffic(1.0, (1000.0,), 200.0)
-    assert SteadyState(resolved(), traffic).caveats == []
-    for system in ("sglang", "tgi"):
-        assert any(
-            f"{system} has another policy" in line
-            for line in SteadyState(resolved(system=system), traffic).caveats
-        )
+    assert SteadyState(RESOLVED, traffic).caveats == SteadyState(SGLANG["h100"], traffic).caveats == []
+    tgi = SteadyState(resolved(system="tgi"), traffic)
+    closed = SteadyState.at_concurrency(SGLANG["h100"], traffic, 8)
+    for state, name in ((tgi, "tgi"), (closed, "sglang")):
+        assert any(f"{name} has another policy" in line for line in state.caveats)
+
+
+def test_uneven_prompts_are_told_in_passes_of_their_own() -> None:
+    """TPOT was 12 to 23 % too low in simulations of these."""
+    for prompts, output in (((4000.0,), 50.0), ((500.0, 2000.0, 6000.0), 28.0)):
+        state = SteadyState(SGLANG["h100"], Traffic(1.0, prompts, output))
+        busy = SteadyState(SGLANG["h100"], state.traffic.at(0.6 * state.stability_limit))
+        assert any("too uneven" in line for line in busy.caveats)
 
 
 def test_beyond_the_limit_a_token_costs_what_it_costs_at_the_limit() -> None:
