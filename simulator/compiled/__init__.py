@@ -23,11 +23,16 @@ __all__ = ["MODULES", "digest", "folder", "install", "is_compiled"]
 MODULES = (
     "injection",
     "replica",
+    "results.itl",
+    "results.series",
     "scheduling.base",
     "scheduling.blocks",
     "scheduling.decoding",
     "scheduling.request",
     "scheduling.vllm_v1",
+    "steptime.prefill",
+    "steptime.steptime",
+    "steptime.tables",
 )
 """What every simulation runs through, and vLLM's policy. All of `scheduling` compiles too, but takes minutes."""
 HERE = Path(__file__).resolve().parent

@@ -54,7 +54,7 @@ def _compile(scratch: Path, made: Path) -> None:
         extensions = mypycify(
             [*MYPY, f"--cache-dir={scratch / 'cache'}", *files, hints],
             only_compile_paths=files,
-            opt_level="2",
+            opt_level="1",
             debug_level="0",
             target_dir=str(scratch / "c"),
         )

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from array import array
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from simulator.compiled.attributes import attributes_of, mypyc_attr, set_attributes
 
 BUFFER = 1 << 16  # gaps collected between two compactions
 MAX_DISTINCT = 1 << 20  # distinct nanosecond values kept before bins take over
@@ -22,10 +25,11 @@ COUNT_BITS = 20  # room for a count beside a value in one 64-bit integer
 MANTISSA_BITS = 15  # bins per octave: 2**15
 NS_PER_S = 1e9
 
-_Ints = npt.NDArray[np.int64]
-_Floats = npt.NDArray[np.float64]
+_Ints: TypeAlias = npt.NDArray[np.int64]
+_Floats: TypeAlias = npt.NDArray[np.float64]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class InterTokenLatency:
     """All gaps between successive tokens, pooled over requests.
 
@@ -40,10 +44,17 @@ class InterTokenLatency:
         self.max_distinct = max_distinct
         self.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return attributes_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_attributes(self, state)
+
     def clear(self) -> None:
         """Forget every gap (at the end of a warm-up)."""
         self._empty_buffers()
-        self._values, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._values: _Ints = np.empty(0, np.int64)
+        self._counts: _Ints = np.empty(0, np.int64)
         self._fresh: list[tuple[_Ints, _Ints]] = []
         self._fresh_size = 0
         self._ends: _Ints | None = None  # gaps up to each of the values; None when they have changed
@@ -148,7 +159,7 @@ class InterTokenLatency:
         if not self._gaps and not self._runs:
             return
         gaps = np.concatenate((np.array(self._gaps), *self._runs))
-        run_counts = np.repeat(np.array(self._run_counts, np.int64), [len(run) for run in self._runs])
+        run_counts: _Ints = np.repeat(np.array(self._run_counts, np.int64), [len(run) for run in self._runs])
         counts = np.concatenate((np.array(self._gap_counts), run_counts))
         self._empty_buffers()
         if total := int(counts.sum()):

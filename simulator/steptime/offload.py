@@ -12,7 +12,6 @@ of the weights, and a batch of independent tokens the union, 1 − (1 − share)
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,8 +83,7 @@ class OffloadedStepTime(StepTime):
         parts = (self.parallelism, traits, self.precision, self.kernels)
         return OffloadedStepTime(self.offload, self.model, laws, *parts)
 
-    @cached_property
-    def ideal(self) -> StepTime:
+    def _at_peak(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         parts = (self._ideal_laws, self.parallelism, traits, self.precision)
         return OffloadedStepTime(self.offload, self.model, *parts)

@@ -77,8 +77,7 @@ class PipelinedStepTime(StepTime):
         parts = (self.parallelism, self.traits, self.precision, self.kernels)
         return PipelinedStepTime(self.budget, self.model, laws, *parts)
 
-    @cached_property
-    def ideal(self) -> StepTime:
+    def _at_peak(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         parts = (self.model, self._ideal_laws, self.parallelism, traits, self.precision)
         return PipelinedStepTime(self.budget, *parts)

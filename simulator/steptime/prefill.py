@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled.attributes import attributes_of, mypyc_attr, set_attributes
 from simulator.models import ModelSpec
 from simulator.steptime.attention import StepAttention
 from simulator.steptime.tables import ChunkTable
 
 __all__ = ["PrefillTimes"]
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 
 FIRST_CONTEXT = 131_072
 """Reach of the first table, in tokens; it grows when asked for more."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PrefillTimes:
     """Seconds of prefill attention over all layers; *dp* ranks share the chunks evenly, none is cut."""
 
@@ -30,6 +33,12 @@ class PrefillTimes:
         one, none = np.ones(1), np.zeros(1)
         self._start = float(max(self._law(one, none)[0] - 2 * self._ideal(one, none)[0], 0.0))
         self._reach(min(model.max_position_embeddings, FIRST_CONTEXT))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return attributes_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_attributes(self, state)
 
     def seconds(self, prefills: Sequence[tuple[int, int]]) -> float:
         """Seconds for (chunk, context) pairs in one launch."""

@@ -174,8 +174,7 @@ class SpeculativeStepTime(StepTime):
         parts = (self.parallelism, self.traits, self.precision, self.kernels)
         return StepTime(self.model, self.laws, *parts)
 
-    @cached_property
-    def ideal(self) -> StepTime:
+    def _at_peak(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         parts = self.model, self._ideal_laws, self.parallelism, traits, self.precision
         return SpeculativeStepTime(replace(self.drafter, lookup_s=0.0, host_s=0.0), *parts)

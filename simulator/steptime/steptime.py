@@ -17,12 +17,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import cached_property
 from math import ceil, frexp
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled.attributes import attributes_of, mypyc_attr, set_attributes
 from simulator.models import ModelSpec, Precision
 from simulator.steptime.attention import StepAttention
 from simulator.steptime.context_parallel import ContextParallelAttention
@@ -41,7 +42,7 @@ from simulator.steptime.traits import HostTraits
 
 __all__ = ["StepTime"]
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 Prefills = Sequence[tuple[int, int]]
 Draft = tuple["StepTime", int, tuple[int, int, Prefills]]
 _DecodeEntry = tuple[float, float, float, "array[float]"]
@@ -50,6 +51,7 @@ SCALAR_STEPS = 32
 """Segments shorter than this are evaluated in Python, longer ones by numpy."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StepTime:
     """Seconds of a forward of *model* on the device that *laws* describe.
 
@@ -81,7 +83,11 @@ class StepTime:
         self.kernels = kernels
         self._ideal_laws = RooflineLaws(laws)
         self._engine = self.traits.engine
-        self._prompt_launch = model.num_layers * self._engine.prefill_layer_s
+        prompt_launch: float = model.num_layers * self._engine.prefill_layer_s
+        self._exposed = prompt_launch + self._engine.step_s, self._engine.seq_s, self._engine.token_s
+        self._host = self.traits.per_step_s, self.traits.per_seq_s, self.traits.per_new_token_s
+        """Seconds of a step with prompts, of a row and of a new token, on the CPU."""
+        self._ideal: StepTime | None = None
         self.operators = self._step_operators()
         overhead = model.num_layers * self.traits.layer_overhead_s
         self._operator_times = shared(
@@ -98,6 +104,12 @@ class StepTime:
         """All operators of a forward but attention."""
         operators = step_operators(self.model, self.precision, self.parallelism)
         return self.kernels.of(operators, -(-self.model.vocab_size // self.parallelism.tp))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return attributes_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_attributes(self, state)
 
     def seconds(self, num_decodes: int, decode_context: int, prefills: Prefills = ()) -> float:
         """Duration of one forward."""
@@ -135,7 +147,7 @@ class StepTime:
                 device = base + (low + (place - step) * (knots[at + 1] - low))
                 durations.append((device if device > least else least) + extra)
             return durations
-        contexts = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
+        contexts: Array = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
         return np.asarray(np.maximum(base + read_curve_many(knots, contexts), least) + extra)
 
     def _decode_batch(self, num_decodes: int, context: int | None = None) -> _DecodeEntry:
@@ -179,7 +191,9 @@ class StepTime:
         return padded, layers * traits.piecewise_layer_s if mixed else 0.0
 
     def _mixed(self, num_decodes: int, decode_context: int, prefills: Prefills) -> float:
-        traits, rows, new_tokens = self.traits, num_decodes + len(prefills), num_decodes
+        traits = self.traits
+        rows = num_decodes + len(prefills)
+        new_tokens = num_decodes
         logits = rows
         if self.width != 1:
             new_tokens = self.new_tokens(num_decodes)
@@ -194,9 +208,10 @@ class StepTime:
         device = base + self._operator_times.rows(logits) + attention
         if device < launch:
             device = launch
-        host = traits.per_step_s + traits.per_seq_s * rows + traits.per_new_token_s * new_tokens
-        engine = self._engine
-        exposed = self._prompt_launch + engine.step_s + engine.seq_s * rows + engine.token_s * new_tokens
+        step_s, row_s, token_s = self._host
+        host = step_s + row_s * rows + token_s * new_tokens
+        step_s, row_s, token_s = self._exposed
+        exposed = step_s + row_s * rows + token_s * new_tokens
         if traits.overlap:
             return (device if device > host else host) + exposed
         return device + host + exposed
@@ -266,9 +281,14 @@ class StepTime:
     def _with(self, laws: Laws, traits: HostTraits) -> StepTime:
         return StepTime(self.model, laws, self.parallelism, traits, self.precision, self.kernels)
 
-    @cached_property
+    @property
     def ideal(self) -> StepTime:
         """The same step at peak rates: no padding, no launches, no host."""
+        if self._ideal is None:
+            self._ideal = self._at_peak()
+        return self._ideal
+
+    def _at_peak(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         return StepTime(self.model, self._ideal_laws, self.parallelism, traits, self.precision)
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from math import frexp
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simulator.compiled.attributes import attributes_of, mypyc_attr, set_attributes
 
 __all__ = ["KNOTS", "ChunkTable", "curve_knots", "octaves", "read_curve", "read_curve_many"]
 
@@ -24,7 +27,7 @@ KNOTS = 8
 EXACT_CHUNKS = 256
 """Chunks up to this length have a row of their own: a tile is a large part of them."""
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 
 
 def octaves(largest: float) -> int:
@@ -59,6 +62,7 @@ def read_curve_many(knots: array[float], x: Array) -> Array:
     return np.asarray(low + (place - step) * (values[at + 1] - low))
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ChunkTable:
     """A law of (chunk >= 1, context >= 0), read bilinearly.
 
@@ -73,6 +77,12 @@ class ChunkTable:
         self.columns = len(self.contexts)
         self.short: dict[int, array[float]] = {}
         self.long: dict[int, array[float]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return attributes_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_attributes(self, state)
 
     def read(self, chunk: int, context: int) -> float:
         """The law at one point; *context* at most ``max_context``."""

@@ -6,7 +6,6 @@ yields logits: 2 · parameters FLOPs per token of context instead of per new tok
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from simulator.steptime.protocol import Laws
@@ -37,7 +36,6 @@ class UncachedStepTime(StepTime):
         parts = (self.parallelism, traits, self.precision, self.kernels)
         return UncachedStepTime(self.model, laws, *parts)
 
-    @cached_property
-    def ideal(self) -> StepTime:
+    def _at_peak(self) -> StepTime:
         traits = HostTraits(layer_overhead_s=0.0)
         return UncachedStepTime(self.model, self._ideal_laws, self.parallelism, traits, self.precision)
