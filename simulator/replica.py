@@ -536,7 +536,8 @@ class Replica:
             lagging[request] = self._token_time(request)
             fresh.pop(request, None)
         if len(lagging) > len(batch.stalled):
-            for request in lagging.keys() - set(batch.stalled):
+            stalled = set(batch.stalled)
+            for request in [request for request in lagging if request not in stalled]:
                 self.itl.add(now - lagging.pop(request), 1)
                 live -= 1
         if fresh:

@@ -99,6 +99,7 @@ class StepTime:
         )
         self._decodes: dict[int, _DecodeEntry] = {}
         self._mixed_bases: dict[int, tuple[float, float]] = {}
+        self._alone: Array = np.empty(0)
 
     def _step_operators(self) -> list[Operator]:
         """All operators of a forward but attention."""
@@ -147,8 +148,19 @@ class StepTime:
                 device = base + (low + (place - step) * (knots[at + 1] - low))
                 durations.append((device if device > least else least) + extra)
             return durations
+        if num_decodes == 1:
+            return self._one_row(last)[decode_context - 1 : last]
         contexts: Array = np.arange(decode_context, last + 1, num_decodes, dtype=np.float64)
         return np.asarray(np.maximum(base + read_curve_many(knots, contexts), least) + extra)
+
+    def _one_row(self, last: int) -> Array:
+        """Durations of a step with one decode at every context from 1 to *last*, or beyond."""
+        if len(self._alone) < last:
+            base, least, extra, knots = self._decodes[1]
+            reach: int = min(2 * last, 2 ** (len(knots) // KNOTS - 1) - 1)
+            contexts: Array = np.arange(1, reach + 1, dtype=np.float64)
+            self._alone = np.maximum(base + read_curve_many(knots, contexts), least) + extra
+        return self._alone
 
     def _decode_batch(self, num_decodes: int, context: int | None = None) -> _DecodeEntry:
         """(operators, least duration, serial host, attention over Σ context) of a decode-only batch.

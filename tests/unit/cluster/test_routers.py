@@ -15,7 +15,7 @@ from simulator.errors import SimError
 from simulator.workload import Runs, Trace
 
 relaxed = settings(
-    max_examples=10, deadline=None, derandomize=True,
+    max_examples=5, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 seeds = st.integers(0, 10_000)
