@@ -364,7 +364,7 @@ class SteadyState:
         found = []
         if not self.stable:
             found.append(
-                f"no steady state: {self.traffic.request_rate:.3g} requests/s are {self.load:.3g} times the stability "
+                f"no steady state: {self.traffic.request_rate:,.4g} requests/s are {self.load:.3g} times the stability "
                 f"limit of {self.stability_limit:.3g} per replica: the queue grows for as long as requests come; "
                 f"{self.replicas_needed:,} replicas keep up, {math.ceil(self.load / VALID_LOAD):,} stay below "
                 f"{VALID_LOAD:.0%} load"

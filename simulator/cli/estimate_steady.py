@@ -79,7 +79,7 @@ def _print(state: SteadyState, price: float | None) -> None:
 
     out, traffic = console(), state.traffic
     out.print(
-        f"[bold]{state.resolved.title}[/]: {traffic.request_rate:.3g} requests/s of {traffic.prompt:.0f} + "
+        f"[bold]{state.resolved.title}[/]: {traffic.request_rate:,.4g} requests/s of {traffic.prompt:.0f} + "
         f"{traffic.output:.0f} tokens, steady state in closed form"
     )
     for line in state.caveats:
