@@ -28,8 +28,8 @@ def visit(page: str, **link: str) -> AppTest:
 
 
 def html(test: AppTest) -> str:
-    """Tiles and command lines."""
-    return "\n".join(element.proto.body for element in test.get("html"))
+    """Tiles and command lines, words of which stand in spans of their own."""
+    return re.sub("</?span>", "", "\n".join(element.proto.body for element in test.get("html")))
 
 
 def texts(test: AppTest) -> str:
