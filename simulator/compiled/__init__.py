@@ -28,13 +28,20 @@ MODULES = (
     "scheduling.base",
     "scheduling.blocks",
     "scheduling.decoding",
+    "scheduling.llamacpp",
+    "scheduling.llamacpp_batch",
+    "scheduling.llamacpp_server",
     "scheduling.request",
+    "scheduling.token_runs",
     "scheduling.vllm_v1",
     "steptime.prefill",
     "steptime.steptime",
     "steptime.tables",
 )
-"""What every simulation runs through, and vLLM's policy. All of `scheduling` compiles too, but takes minutes."""
+"""What every simulation runs through, vLLM's policy, and llama.cpp's, the slowest to simulate.
+
+All of `scheduling` compiles too, but takes minutes.
+"""
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 

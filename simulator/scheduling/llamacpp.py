@@ -19,6 +19,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.scheduling.base import Batch, Wait
 from simulator.scheduling.llamacpp_batch import Part, Row, Step, micro_batches
 from simulator.scheduling.llamacpp_server import LlamaServer
@@ -42,6 +43,7 @@ __all__ = ["SYSTEMS", "LlamaCpp"]
 EXCEEDED = "the unified KV cache is full"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LlamaCpp(LlamaServer):
     """The server's loop, over the seats of `LlamaServer`."""
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Container, Hashable
 from typing import Any, ClassVar
 
+from simulator.compiled.attributes import mypyc_attr
 from simulator.errors import CapacityError, ConfigurationError
 from simulator.scheduling.base import Scheduler
 from simulator.scheduling.groups import SequenceGroup
@@ -41,6 +42,7 @@ POSITION_BYTES = 12
 """Position and sequence of a token in a saved state, beside its KV."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LlamaServer(Scheduler):
     """Queue and slots; keywords are the server's options.
 
