@@ -21,6 +21,7 @@ from calibrate.decisions import Decision, DecisionLog, first_difference
 from calibrate.fit.raw import host_traits
 from simulator.deployment import Deployment, Resolved
 from simulator.errors import InputError, SimError
+from simulator.memory import MemoryBudget
 from simulator.scheduling import Scheduler
 from simulator.scheduling.system import find_system
 from simulator.simulation import Result, simulate
@@ -146,9 +147,9 @@ def recorded_trace(recording: Mapping[str, Any]) -> Trace:
 def resolve_recorded(
     recording: Mapping[str, Any], profile: str, model: str | None = None
 ) -> RecordedDeployment:
-    """The recorded deployment on *profile*: the engine's policy, and its host instead of a product's."""
+    """The recorded deployment on *profile*: the engine's policy, its blocks and its host instead of a product's."""
     policy = {**recording["policy"], "explicit": True}
-    stated = {name: policy[name] for name in ("block_size", "max_model_len") if name in policy}
+    stated = {"max_model_len": policy["max_model_len"]} if "max_model_len" in policy else {}
     block = policy.get("block_size", find_system(recording["system"]).block_size)
     resolved = Deployment.of(
         model=model or recording["model"],
@@ -161,7 +162,13 @@ def resolve_recorded(
     old = resolved.steptime
     steptime = StepTime(old.model, old.laws, old.parallelism, traits, old.precision)
     given = {name: getattr(resolved, name) for name in resolved.__dataclass_fields__}
-    return RecordedDeployment(**{**given, "limits": policy, "steptime": steptime}, policy=policy)
+    given |= {"limits": policy, "steptime": steptime, "budget": _in_blocks_of(resolved.budget, block)}
+    return RecordedDeployment(**given, policy=policy)
+
+
+def _in_blocks_of(budget: MemoryBudget, size: int) -> MemoryBudget:
+    """*budget* in blocks of *size* tokens, of which the engine's kernels take any."""
+    return replace(budget, block_size=size, block_bytes=budget.block_bytes / budget.block_size * size)
 
 
 def simulate_same_steps(recording: Mapping[str, Any], resolved: RecordedDeployment) -> SameSteps:

