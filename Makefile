@@ -28,8 +28,9 @@ browser: $(VENV)/.test
 	tests/browser/chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
+# By file: what the tests of a file share is made once.
 unit: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,7 @@
 2. On a Dask scheduler with two worker processes: a worker is killed at a quarter (and another started), the
    scheduler is killed and restarted with its workers at a half, the process that coordinates is killed at three
    quarters and started again. The results must be the same bytes.
-3. Efficiency: local processes, two workers against one, the median of so many repetitions of a tenth of the study.
+3. Efficiency: local processes, two workers against one, the median of so many repetitions of half of the study.
 
 Everything runs in a temporary directory; only processes that were started here are killed.
 """
@@ -135,7 +135,7 @@ def _kept(pool: Executor) -> Iterator[Executor]:
 
 
 def efficiency(study: Study, directory: Path, repeats: int) -> None:
-    part = Study(study.path, study.runs[: max(len(study.runs) // 10, 2)], study.axes)
+    part = Study(study.path, study.runs[: max(len(study.runs) // 2, 2)], study.axes)
     ratios = []
     for repeat in range(repeats):
         seconds = []

@@ -163,8 +163,9 @@ class InterTokenLatency:
         counts = np.concatenate((np.array(self._gap_counts), run_counts))
         self._empty_buffers()
         if total := int(counts.sum()):
-            mean = float(gaps @ counts) / total
-            self._pool(total, mean, float((gaps - mean) ** 2 @ counts))
+            # Not gaps @ counts: BLAS would start a thread per core, which waits by spinning, and round by their number.
+            mean = float(np.sum(gaps * counts)) / total
+            self._pool(total, mean, float(np.sum((gaps - mean) ** 2 * counts)))
         self._max = max(self._max, float(gaps[counts > 0].max(initial=0.0)))
         self._absorb(np.rint(gaps * NS_PER_S).astype(np.int64), counts)
 

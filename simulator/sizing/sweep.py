@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -37,6 +37,8 @@ __all__ = ["dask_executor", "failures", "run_study", "simulate_run"]
 ADDRESS = re.compile(r"(?:[a-z]+://)?[^/\s]+:\d+|inproc://\S+")
 IN_FLIGHT = 64
 """Runs that are handed out at a time."""
+PLAIN = {"use_dictionary": False, "write_statistics": False, "compression": "none"}
+"""How the file of a single row is written: what helps to read many rows takes longest."""
 ExecutorFactory = Callable[[], AbstractContextManager[Executor]]
 
 
@@ -57,11 +59,12 @@ def run_study(
     done = {path.stem for path in runs.glob("*.parquet")}
     missing = [run for run in study.runs if run.key not in done]
     progress(len(study.runs) - len(missing), len(study.runs))
+    fresh: dict[str, dict[str, Any]] = {}
     for run, row in _results(missing, executor or (lambda: local_executor(2))):
-        _write(runs / f"{run.key}.parquet", [row])
-        done.add(run.key)
-        progress(len(done), len(study.runs))
-    return _collect(study, directory)
+        _write(runs / f"{run.key}.parquet", [row], **PLAIN)
+        fresh[run.key] = row
+        progress(len(done) + len(fresh), len(study.runs))
+    return _collect(study, directory, fresh)
 
 
 def simulate_run(run: Run) -> dict[str, Any]:
@@ -192,14 +195,14 @@ def _prepare(study: Study, directory: Path) -> None:
     partial.replace(path)
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], **how: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), partial)
+    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), partial, **how)
     partial.replace(path)
 
 
@@ -217,10 +220,15 @@ def _column(values: list[Any]) -> Any:
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def _collect(study: Study, directory: Path) -> Path:
-    """All rows in the order of the study."""
+def _collect(study: Study, directory: Path, fresh: Mapping[str, dict[str, Any]]) -> Path:
+    """All rows in the order of the study: *fresh* ones by their key, the others from their files."""
     import pyarrow.parquet as pq
 
-    rows = [pq.read_table(directory / "runs" / f"{run.key}.parquet").to_pylist()[0] for run in study.runs]
-    _write(directory / "results.parquet", rows)
+    def row(key: str) -> dict[str, Any]:
+        if key in fresh:
+            return fresh[key]
+        read: dict[str, Any] = pq.read_table(directory / "runs" / f"{key}.parquet").to_pylist()[0]
+        return read
+
+    _write(directory / "results.parquet", [row(run.key) for run in study.runs])
     return directory / "results.parquet"

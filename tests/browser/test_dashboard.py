@@ -15,7 +15,6 @@ from simulator.results.tiles import scaled_time
 
 from .conftest import PATIENCE_MS, press
 
-pytestmark = pytest.mark.xdist_group("browser")
 SMALL = "num_prompts=200"
 PAGES = {
     "": "llama-3.1-8b on 1 × h100-sxm-80gb",

@@ -51,7 +51,7 @@ SWITCHES = (
 )
 systems = pytest.mark.parametrize(
     "system",
-    [pytest.param(s, id=s.name, marks=pytest.mark.xdist_group(s.name)) for s in variants()],
+    [pytest.param(s, id=s.name) for s in variants()],
 )
 """The tests of a system run in one process: they share its runs."""
 SEEDS = range(10)

@@ -30,12 +30,3 @@ def emulated(tmp_path_factory: pytest.TempPathFactory):
     )
     assert done.returncode == 0, done.stderr[:2000]
     return CudaKernels(torch.device("cpu"), "emulated", Library(library), processors=(4, 228 * 1024))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a slow fixture run in one process, so that it is built once."""
-    for item in items:
-        shared = {"emulated", "compiled", "outcomes"} & set(getattr(item, "fixturenames", ()))
-        for name in shared:
-            item.add_marker(pytest.mark.xdist_group(f"kernels {name}"))

@@ -310,31 +310,29 @@ def test_two_workers_finish_a_sweep_faster_than_one(tmp_path: Path) -> None:
     if (idle_seconds() - before) / 0.5 < FREE_CORE:
         pytest.skip("no second core is idle")
     text = (
-        STUDY.replace("[2, 6]", "[2, 3, 4, 6]")
-        .replace("[4, 64]", "[4, 16, 64]")
+        STUDY.replace("[h100, l40s]", "[h100]")
+        .replace("[2, 6]", "[2, 3, 4, 6]")
         .replace("seeds: 2", "seeds: 1")
     )
     lengths = Lengths.parse("uniform:low=200,high=900"), Lengths.parse("uniform:low=50,high=150")
-    trace = generate_trace(600, request_rate=3, input_length=lengths[0], output_length=lengths[1], seed=1)
+    trace = generate_trace(2000, request_rate=3, input_length=lengths[0], output_length=lengths[1], seed=1)
     trace.to_jsonl(tmp_path / "chat.jsonl")
     (tmp_path / "study.yaml").write_text(text)
-    study, ratios, idle = Study.load(tmp_path / "study.yaml"), [], []
-    for pair in range(3):
+    study, ratios = Study.load(tmp_path / "study.yaml"), []
+    for pair in range(4):  # the first imports what is used for the first time
         seconds = []
         for workers in (1, 2):
             with DurableExecutor(workers) as pool:
-                wait(
-                    [pool.submit(simulate_run, run) for run in study.runs[: 2 * workers]]
-                )  # workers are warm
+                warm = [pool.submit(simulate_run, study.runs[0]) for _ in range(2 * workers)]
+                wait(warm)
                 start, before = time.perf_counter(), idle_seconds()
                 run_study(study, tmp_path / f"{pair}-{workers}", lambda pool=pool: kept(pool))  # type: ignore[misc]
                 seconds.append(time.perf_counter() - start)
-                if workers == 1:
-                    idle.append((idle_seconds() - before) / seconds[-1])
+                idle = (idle_seconds() - before) / seconds[-1]
+                if pair and workers == 1 and idle < FREE_CORE:
+                    pytest.skip(f"beside one worker {idle:.2f} cores are idle, less than {FREE_CORE}")
         ratios.append(seconds[0] / seconds[1])
-    if statistics.median(idle) < FREE_CORE:
-        pytest.skip(f"beside one worker {statistics.median(idle):.2f} cores are idle, less than {FREE_CORE}")
-    assert statistics.median(ratios) >= 1.3
+    assert statistics.median(ratios[1:]) >= 1.3, ratios
 
 
 def idle_seconds() -> float:
