@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli.observed_deployment import (
-    DeploymentFile,
-    Dtype,
-    Gpu,
-    KvCacheDtype,
-    MaxModelLen,
-    MaxNumBatchedTokens,
-    MaxNumSeqs,
-    Model,
-    NumGpuBlocks,
-    PrefixCaching,
-    Recording,
-    System,
-    TensorParallelSize,
-    stated_deployment,
-)
+from simulator.cli.deployment_options import with_deployment
+from simulator.cli.observed_deployment import Recording, observed_deployment
 
 if TYPE_CHECKING:
     from calibrate.fit.host import HostFit
@@ -31,35 +17,24 @@ if TYPE_CHECKING:
 __all__ = ["fit_host"]
 
 
+@with_deployment(simulated=False)
 def fit_host(
     recording: Recording,
     out: Annotated[Path, typer.Option(help="Profile to write (.yaml); use it as --gpu FILE.")],
-    gpu: Gpu = None,
-    model: Model = None,
-    system: System = None,
-    deployment: DeploymentFile = None,
-    tensor_parallel_size: TensorParallelSize = None,
-    dtype: Dtype = None,
-    kv_cache_dtype: KvCacheDtype = None,
-    max_num_seqs: MaxNumSeqs = None,
-    max_num_batched_tokens: MaxNumBatchedTokens = None,
-    max_model_len: MaxModelLen = None,
-    num_gpu_blocks: NumGpuBlocks = None,
-    enable_prefix_caching: PrefixCaching = None,
     hold_out: Annotated[
         float, typer.Option(help="Share of the requests, the last, that is not fitted to.")
     ] = 0.3,
+    stated: Any = None,
 ) -> None:
     """Fit a system's host costs, and take its KV cache, from RECORDING; the device's laws stay as they are.
 
     State the deployment as it ran. The error on the last part of the recording is printed and kept in the profile.
     """
-    options = dict(locals())
     from calibrate.fit.host import fit_host_costs
     from calibrate.fit.host_profile import write_host_profile
     from calibrate.observe.result_files import read_recorded
 
-    described = stated_deployment(options)
+    described = observed_deployment(stated)
     observation = read_recorded(recording)
     fit = fit_host_costs(observation, described, hold_out)
     write_host_profile(fit, observation, described.gpu, out)

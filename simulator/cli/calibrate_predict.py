@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli.observed_deployment import (
-    DeploymentFile,
-    Dtype,
-    Gpu,
-    KvCacheDtype,
-    MaxModelLen,
-    MaxNumBatchedTokens,
-    MaxNumSeqs,
-    Model,
-    NumGpuBlocks,
-    PrefixCaching,
-    Recording,
-    System,
-    TensorParallelSize,
-    stated_deployment,
-)
+from simulator.cli.deployment_options import with_deployment
+from simulator.cli.observed_deployment import Recording, observed_deployment
 
 if TYPE_CHECKING:
     from calibrate.observe.prediction import Prediction
@@ -30,29 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 
+@with_deployment(simulated=False)
 def predict(
     recording: Recording,
-    gpu: Gpu = None,
-    model: Model = None,
-    system: System = None,
-    deployment: DeploymentFile = None,
-    tensor_parallel_size: TensorParallelSize = None,
-    dtype: Dtype = None,
-    kv_cache_dtype: KvCacheDtype = None,
-    max_num_seqs: MaxNumSeqs = None,
-    max_num_batched_tokens: MaxNumBatchedTokens = None,
-    max_model_len: MaxModelLen = None,
-    num_gpu_blocks: NumGpuBlocks = None,
-    enable_prefix_caching: PrefixCaching = None,
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.csv and requests.csv.")] = None,
+    stated: Any = None,
 ) -> None:
     """Simulate the requests of RECORDING as they were sent, and print where the simulation differs."""
-    options = dict(locals())
     from calibrate.observe.prediction import predict_observation
     from calibrate.observe.result_files import read_recorded
     from simulator.cli.calibrate_observe import cautions
 
-    resolved = stated_deployment(options).resolve()
+    resolved = observed_deployment(stated).resolve()
     observation = read_recorded(recording)
     prediction = predict_observation(observation, resolved)
     typer.echo(f"{resolved.title}; seen by {observation.header.source}, {observation.header.date}")
